@@ -1,0 +1,195 @@
+"""The blob store: files by the SHA-256 of their bytes, and whole trees of them by their manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkstemp
+from typing import BinaryIO, Protocol
+from urllib.parse import unquote, urlsplit
+
+from shared.errors import ConfigurationError, NotFound, Permanent, Refused
+from shared.locks import locked
+from shared.manifest import Manifest, hash_file
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_PIECE_BYTES = 1024**2
+_LEFT_OVER_S = 24 * 3600.0
+
+
+class BlobDamaged(Permanent):
+    """The stored bytes are not those that were put."""
+
+
+class Blobs(Protocol):
+    """Files by the SHA-256 of their bytes (64 hex digits, lower case): a blob is there whole, or it is not there.
+
+    Putting answers with the digest once the bytes would outlive a loss of power; the same bytes may be put again, also at the same
+    time. `open` gives a stream to read from start to end, and `fetch` makes or replaces the file `into` in one step: what either
+    hands out has the digest asked for, else it raises `BlobDamaged`; `NotFound` where there is no such blob.
+    """
+
+    def put_file(self, path: Path) -> str: ...
+
+    def put_bytes(self, data: bytes) -> str: ...
+
+    def has(self, sha256: str) -> bool: ...
+
+    def open(self, sha256: str) -> BinaryIO: ...
+
+    def fetch(self, sha256: str, into: Path) -> None: ...
+
+
+def make_blobs(url: str) -> Blobs:
+    """The store at `url`: `file:///DIRECTORY`."""
+    parts = urlsplit(url)
+    if parts.scheme != "file" or parts.netloc or not parts.path.startswith("/"):
+        raise ConfigurationError(f"blobs_url {url!r} names no blob store; write file:///directory")
+    return DiskBlobs(Path(unquote(parts.path)))
+
+
+def store_tree(blobs: Blobs, root: Path, manifest: Manifest) -> None:
+    """Put every file that the manifest names; raises `Refused` when one has changed since the manifest was made."""
+    for file in manifest.files:
+        if not blobs.has(file.sha256) and blobs.put_file(root / file.path) != file.sha256:
+            raise Refused(f"invalid_bundle: {file.path} changed while it was stored")
+
+
+def materialise(blobs: Blobs, manifest: Manifest, into: Path) -> None:
+    """Make the directory `into` with the files of the manifest; where it exists already, put right what differs.
+
+    May be called any number of times, at the same time too; what else lies in the directory stays.
+    """
+    partial = into.with_name(f".{into.name}.partial")
+    with locked(into.with_name(f".{into.name}.lock")):
+        shutil.rmtree(partial, ignore_errors=True)
+        target = into if into.exists() else partial
+        target.mkdir(exist_ok=True, mode=0o700)
+        for file in manifest.files:
+            path = target / file.path
+            if path.is_symlink() or not path.is_file() or hash_file(path) != file.sha256:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                blobs.fetch(file.sha256, path)
+        if target is partial:
+            partial.rename(into)
+
+
+class DiskBlobs:
+    """Blobs as files `ab/cd/abcd…` under `root`; what is not whole yet lies in `root/tmp` and counts for nothing."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._tmp = root / "tmp"
+        self._tmp.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for left in self._tmp.iterdir():  # of writers that were killed
+            if left.stat().st_mtime < time.time() - _LEFT_OVER_S:
+                left.unlink(missing_ok=True)
+
+    def put_file(self, path: Path) -> str:
+        with _open_plain(path) as source:
+            return self._put(source)
+
+    def put_bytes(self, data: bytes) -> str:
+        return self._put(io.BytesIO(data))
+
+    def has(self, sha256: str) -> bool:
+        return self._place(sha256).is_file()
+
+    def open(self, sha256: str) -> BinaryIO:
+        try:
+            raw = io.FileIO(self._place(sha256))
+        except FileNotFoundError as error:
+            raise NotFound(f"no blob {sha256} is stored") from error
+        return io.BufferedReader(_Verified(raw, sha256), _PIECE_BYTES)
+
+    def fetch(self, sha256: str, into: Path) -> None:
+        with self.open(sha256) as source, _new_file(into.parent) as (target, written):
+            shutil.copyfileobj(source, target, _PIECE_BYTES)
+            target.flush()
+            written.rename(into)
+
+    def _put(self, source: BinaryIO) -> str:
+        digest = hashlib.sha256()
+        with _new_file(self._tmp) as (target, written):
+            while piece := source.read(_PIECE_BYTES):
+                digest.update(piece)
+                target.write(piece)
+            target.flush()
+            os.fsync(target.fileno())
+            place = self._place(digest.hexdigest())
+            place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            written.rename(place)
+        for directory in (place.parent, place.parent.parent, self._root):
+            _sync_directory(directory)
+        return digest.hexdigest()
+
+    def _place(self, sha256: str) -> Path:
+        if not _DIGEST.fullmatch(sha256):
+            raise Refused(f"{sha256[:100]!r} is no digest; give the 64 hex digits of a SHA-256")
+        return self._root / sha256[:2] / sha256[2:4] / sha256
+
+
+class _Verified(io.RawIOBase):
+    """Hands out the last piece only when all bytes together have the digest."""
+
+    def __init__(self, raw: io.FileIO, sha256: str) -> None:
+        self._raw = raw
+        self._sha256 = sha256
+        self._digest = hashlib.sha256()
+        self._left = os.fstat(raw.fileno()).st_size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
+        count = self._raw.readinto(buffer) or 0
+        self._digest.update(memoryview(buffer)[:count])
+        self._left -= count
+        if (self._left <= 0 or not count) and self._digest.hexdigest() != self._sha256:
+            raise BlobDamaged(
+                f"the blob {self._sha256} is damaged on disk; remove the file, and put it again from a backup"
+            )
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+@contextmanager
+def _new_file(directory: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """A file that is removed at the end unless it has been renamed."""
+    descriptor, name = mkstemp(prefix=".new-", dir=directory)  # mode 0600
+    try:
+        with open(descriptor, "wb") as stream:
+            yield stream, Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _open_plain(path: Path) -> BinaryIO:
+    """Neither a link is followed nor a FIFO waited for: the file may be the work of a hostile child."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise Refused(f"invalid_bundle: {path.name} cannot be opened as a plain file: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Refused(f"invalid_bundle: {path.name} is a device or a pipe; a bundle holds plain files only")
+    return io.BufferedReader(io.FileIO(descriptor))
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,318 @@
+"""headrace.toml: the operator's datasets, models and subscriptions; loaded, validated, explained.
+
+What is in force stands in the ledger as one row of JSON; no secret is in it, only the names of variables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, JsonValue, model_validator
+
+from shared.declaration import Declaration, Gate
+from shared.errors import ConfigurationError, Refused
+from shared.explain import check, closest, refusal
+from shared.notices import EVERYTHING
+from shared.subscriptions import Subscription, name_subscriptions
+from shared.toml import MAX_BYTES, KeyPath, TomlError, read_toml
+from shared.values import (
+    DatabaseUrl,
+    Duration,
+    EnvName,
+    Identifier,
+    MetricName,
+    Name,
+    ReleaseChoice,
+    RepositoryUrl,
+    Share,
+    Strict,
+    Within,
+)
+
+_ADVICE = {
+    "password": 'put the whole URL in a variable and write url = "env:NAME"',
+    "branch": 'write release = "branch:NAME"',
+    "tag": 'write release = "tag:NAME"',
+    "commit": "write release = the 40 hex digits of the commit",
+    "env": 'write pass_env = ["NAME"]; values stay out of this file',
+    "token": "values stay out of this file; name a variable",
+    "queue": "a release names its compute_class; the classes stand under [compute_classes]",
+}
+_EXAMPLE = b"""
+[datasets.flights]
+source = { kind = "sql", url = "env:FLIGHTS_URL", table = "flights", cursor = "id", poll = "1s" }
+holdout = { newest = "10%", max_rows = 100_000 }
+
+[models.flight-delays]
+repository = "https://git.example.com/ml/flight-delays.git"
+release = "latest"
+policy = { min_rows = 1000, quiet = "30s", cooldown = "10m", max_wait = "6h" }
+promote = "automatic"
+pass_env = ["FLIGHTS_URL"]
+
+[compute_classes.standard]
+slots = 1
+
+[compute_classes.compute-optimized]
+slots = 1
+
+[[subscriptions]]
+url = "https://storefront.example.com/hooks/models"
+secret = "env:STOREFRONT_HOOK_SECRET"
+models = ["flight-delays"]
+types = ["version.promoted", "version.rolled_back"]
+"""
+_SECOND, _DAY, _NONE = timedelta(seconds=1), timedelta(days=1), timedelta(0)
+
+_REQUIRED: dict[str, JsonValue] = {"default": "required"}
+
+
+class Sql(Strict):
+    """A table that grows: rows are noticed by a column that only rises."""
+
+    kind: Literal["sql"] = Field("sql", description="A table of a database.", json_schema_extra=_REQUIRED)
+    url: DatabaseUrl = Field(
+        description="The database; a URL that holds a password stands in a variable.", examples=["env:FLIGHTS_URL"]
+    )
+    table: Identifier = Field(description="The table or view.", examples=["flights"])
+    cursor: Identifier = Field(
+        description="An indexed column that is higher in every new row: an integer or a timestamp.", examples=["id"]
+    )
+    poll: Annotated[Duration, AfterValidator(Within(_SECOND / 10, _DAY))] = Field(
+        _SECOND,
+        description="How often to look where the database cannot tell.",
+        examples=["1s"],
+    )
+    lag: Annotated[Duration, AfterValidator(Within(_NONE, _DAY))] = Field(
+        _NONE,
+        description="Rows younger than this may still get company below them; they are read when it has passed.",
+        examples=["5s"],
+    )
+    time_column: Identifier | None = Field(
+        None, description="A column with each row's time, for `history` in a release.", examples=["time_hour"]
+    )
+
+    @property
+    def url_variable(self) -> str | None:
+        """The variable that holds the URL, where it does not stand here itself."""
+        return self.url.removeprefix("env:") if self.url.startswith("env:") else None
+
+
+class Rest(Strict):
+    """A dataset whose growth is only reported, by `POST /v1/events`."""
+
+    kind: Literal["rest"] = Field(
+        "rest", description="Growth is reported over REST and looked for nowhere.", json_schema_extra=_REQUIRED
+    )
+
+
+Source = Annotated[Sql | Rest, Field(discriminator="kind")]
+
+
+class Holdout(Strict):
+    """The rows that nobody trains on, for judging candidate and champion alike."""
+
+    newest: Share = Field(Decimal("0.1"), description="The newest part of the data.", examples=["10%"])
+    max_rows: int = Field(100_000, ge=1, le=10_000_000, description="But not more rows than these.")
+    min_rows: int = Field(100, ge=1, description="With fewer rows the verdict is *undecided*.")
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> Self:
+        if self.min_rows > self.max_rows:
+            raise refusal((("min_rows",), f"above max_rows = {self.max_rows}, so that no verdict could ever be made"))
+        return self
+
+
+class Dataset(Strict):
+    """A named body of data."""
+
+    source: Source = Field(description="Where its growth is noticed.")
+    holdout: Holdout = Field(Holdout(), description="The rows that nobody trains on.")
+
+
+class Policy(Strict):
+    """When new data is worth a training."""
+
+    min_rows: int = Field(
+        1, ge=0, description="Wait for so many new rows; a report without a number counts as enough.", examples=[1000]
+    )
+    quiet: Duration = Field(_NONE, description="Wait until nothing has arrived for so long.", examples=["30s"])
+    cooldown: Duration = Field(_NONE, description="Let so much time pass after the last run's end.", examples=["10m"])
+    max_wait: Annotated[Duration, AfterValidator(Within(_SECOND))] | None = Field(
+        None,
+        description="Wait no longer than this after the first new row, whatever `min_rows` and `quiet` say.",
+        examples=["6h"],
+    )
+
+
+class Model(Strict):
+    """A thing to train: a repository and how the operator wants it handled."""
+
+    repository: RepositoryUrl = Field(
+        description="Where its source is, as an https:, ssh: or file: URL.",
+        examples=["https://git.example.com/ml/flight-delays.git"],
+    )
+    release: ReleaseChoice = Field(
+        "latest",
+        description='What to train: the highest version tag (`"latest"`), `"branch:NAME"`, `"tag:NAME"` or a commit.',
+        examples=["latest"],
+    )
+    release_poll: Annotated[Duration, AfterValidator(Within(_SECOND, _DAY))] = Field(
+        30 * _SECOND, description="How often to look for a release.", examples=["30s"]
+    )
+    policy: Policy = Field(Policy(), description="When new data is worth a training.")
+    promote: Literal["automatic", "manual"] = Field(
+        "automatic", description="Whether a candidate that passed serves at once, or waits for a person."
+    )
+    pass_env: tuple[EnvName, ...] = Field(
+        (), max_length=100, description="The variables that the author's code sees.", examples=[["FLIGHTS_URL"]]
+    )
+    time_limit: Annotated[Duration, AfterValidator(Within(_SECOND, 30 * _DAY))] = Field(
+        _DAY, description="A training may last so long at most.", examples=["24h"]
+    )
+    attempts: int = Field(3, ge=1, le=10, description="Tries per run when a machine or a server fails.")
+    gates: dict[MetricName, Gate] = Field(
+        default={},
+        max_length=100,
+        description="A floor under the release's own gates: limits that it can only tighten.",
+    )
+
+
+class ComputeClass(Strict):
+    """A kind of worker; without this table there is one, `standard`, with one slot."""
+
+    slots: int = Field(1, ge=1, le=64, description="Trainings at a time in the worker that `make up` starts.")
+
+
+Port = Annotated[int, Field(ge=1, le=65535, title="port")]
+
+
+class StackOptions(Strict):
+    """Ports of `make up`; free ones by default."""
+
+    api_port: Port | None = Field(None, description="The API's.", examples=[8420])
+    mlflow_port: Port | None = Field(None, description="The MLflow server's.", examples=[5000])
+    flower_port: Port | None = Field(None, description="Flower's.", examples=[5555])
+    redis_port: Port | None = Field(None, description="The Redis protocol server's.", examples=[6379])
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        ports = [port for _, port in self if port is not None]
+        twice = [((key,), f"{port} stands at another port too") for key, port in self if ports.count(port) > 1]
+        if twice:
+            raise refusal(*twice)
+        return self
+
+
+class Catalog(Strict):
+    """The whole file."""
+
+    datasets: dict[Name, Dataset] = Field(default={}, description="What data there is.")
+    models: dict[Name, Model] = Field(default={}, description="What is trained.")
+    subscriptions: tuple[Subscription, ...] = Field((), max_length=1000, description="Who is told.")
+    compute_classes: dict[Name, ComputeClass] = Field(
+        default={"standard": ComputeClass()}, description="The kinds of workers that a release can ask for."
+    )
+    stack: StackOptions = Field(StackOptions(), description="The embedded stack.")
+
+    @model_validator(mode="after")
+    def _names_meet(self) -> Self:
+        names = [subscription.name for subscription in self.subscriptions]
+        wrong: list[tuple[KeyPath, str]] = []
+        for index, subscription in enumerate(self.subscriptions):
+            at = ("subscriptions", index)
+            if subscription.name in names[:index]:
+                wrong.append(((*at, "name"), f'"{subscription.name}" names an earlier subscription already'))
+            missing = [model for model in subscription.models if model != EVERYTHING and model not in self.models]
+            wrong += [
+                ((*at, "models"), f'there is no model "{model[:60]}"{closest(model, self.models)}') for model in missing
+            ]
+        if wrong:
+            raise refusal(*wrong)
+        return self
+
+    def to_json(self) -> str:
+        return self.model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str) -> Catalog:
+        return cls.model_validate_json(text)
+
+
+def load(path: Path) -> Catalog:
+    """Read headrace.toml; raises `ConfigurationError` with one line for each thing that is wrong and what would be right."""
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot be read ({error.strerror}); name your file with CONFIG=…", file=str(path)
+        ) from error
+    return parse(raw, str(path))
+
+
+def parse(raw: bytes, file: str = "headrace.toml") -> Catalog:
+    """As `load`, of bytes in hand."""
+    try:
+        document = read_toml(raw, file)
+    except TomlError as error:
+        raise ConfigurationError(error.message, file=file, line=error.line) from error
+    data = document.data | {
+        key: name_subscriptions(value) for key, value in document.data.items() if key == "subscriptions"
+    }
+    catalog, problems = check(Catalog, data, document, at=(), advice=_ADVICE)
+    if catalog is None:
+        first, *rest = problems
+        message = "\n".join([first.unplaced, *(problem.text for problem in rest)])
+        raise ConfigurationError(message, file=file, line=first.line)
+    return catalog
+
+
+def digest(catalog: Catalog) -> str:
+    """`sha256:…` of what is said, whatever the order and the comments."""
+    canonical = json.dumps(json.loads(catalog.to_json()), sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def variables(catalog: Catalog) -> frozenset[str]:
+    """Every variable that the file names: what the operator must have set."""
+    urls = [dataset.source.url_variable for dataset in catalog.datasets.values() if isinstance(dataset.source, Sql)]
+    secrets = [subscription.secret.removeprefix("env:") for subscription in catalog.subscriptions]
+    passed = [name for model in catalog.models.values() for name in model.pass_env]
+    return frozenset(name for name in (*urls, *secrets, *passed) if name)
+
+
+def check_declaration(declaration: Declaration, catalog: Catalog, model: str | None = None) -> None:
+    """Raise `Refused` where a release asks for what the operator does not have; `model` adds that model's own gates."""
+    problems = list(_conflicts(declaration, catalog, catalog.models.get(model) if model else None))
+    if problems:
+        raise Refused("\n".join(problems))
+
+
+def _conflicts(declaration: Declaration, catalog: Catalog, model: Model | None) -> Iterator[str]:
+    if declaration.compute_class not in catalog.compute_classes:
+        near = closest(declaration.compute_class, catalog.compute_classes)
+        yield f'compute_class: the operator has no class "{declaration.compute_class}"{near}'
+    for name, use in declaration.datasets.items():
+        dataset = catalog.datasets.get(name)
+        if dataset is None:
+            yield f'datasets.{name}: the operator has no dataset "{name}"{closest(name, catalog.datasets)}'
+        elif isinstance(dataset.source, Rest) and (use.rows or use.history):
+            yield f"datasets.{name}: its data is only reported, so that no part of it can be chosen; drop rows and history"
+        elif isinstance(dataset.source, Sql) and use.history and not dataset.source.time_column:
+            yield (
+                f"datasets.{name}.history: the dataset has no time_column, so that the age of a row is not known; "
+                "use rows = N, or ask the operator for a time_column"
+            )
+    if model and model.gates and declaration.evaluate is None:
+        yield f'evaluate: is missing, and the operator sets gates on {", ".join(model.gates)}; add evaluate = "module:function"'
+
+
+def example() -> Catalog:
+    return parse(_EXAMPLE)

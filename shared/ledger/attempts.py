@@ -1,0 +1,238 @@
+"""What a worker may do to a run: claim it, keep it, end it. Every write after the claim is fenced by the claim's token (I5)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import insert, select, update
+
+from shared import catalog, policy
+from shared.cuts import Cut
+from shared.errors import Fenced
+from shared.ledger import configuration, datasets, planning, releases, runs, versions
+from shared.ledger.releases import Release
+from shared.ledger.session import Transaction
+from shared.ledger.tables import attempt, run
+from shared.lifecycle import RunState
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained run as a subject of scoring: where its code and its bundle are, and what it was trained on."""
+
+    run: int
+    release: Release
+    bundle: str
+    cut: dict[str, Cut]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One attempt's right to a run, with all that it needs; the token is its fence."""
+
+    run: int
+    token: int
+    model: catalog.Model
+    release: Release
+    cut: dict[str, Cut]
+    cut_digest: str
+    datasets: dict[str, catalog.Dataset]
+    champion: Trained | None
+    traceparent: str | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an attempt ended without a model. `transient`: trying again may help."""
+
+    kind: str
+    message: str
+    advice: str = ""
+    transient: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "message": self.message, "advice": self.advice}
+
+
+def claim(tx: Transaction, id: int, worker: str, lease: timedelta) -> Claim | None:
+    """waiting | retrying (due) | running (lease run out) → running, for one worker; None if there is nothing to claim.
+
+    The first claim freezes release and cut. A message that comes twice or late finds the run taken and gets None.
+    A run that has lost three workers is not claimed again: it fails.
+    """
+    row = tx.execute(select(run).where(run.c.id == id).with_for_update()).first()
+    if row is None or not _may_claim(tx, row):
+        return None
+    if row.state == RunState.RUNNING and _bury(tx, row):
+        return None
+    values = _freeze(tx, row) if row.cut is None else {}
+    if values is None:
+        return None
+    token = row.token + 1
+    tx.execute(
+        update(run)
+        .where(run.c.id == id)
+        .values(
+            state=RunState.RUNNING,
+            token=token,
+            lease_owner=worker,
+            lease_until=tx.now + lease,
+            due_at=None,
+            sentence="",
+            lost=row.lost + (row.state == RunState.RUNNING),
+            started_at=row.started_at or tx.now,
+            progress=None,
+            progress_note=None,
+            error=None,
+            **values,
+        )
+    )
+    tx.execute(insert(attempt).values(run_id=id, number=token, worker=worker, started_at=tx.now))
+    planning.replan(tx, row.model)
+    return _claim(tx, id)
+
+
+def _may_claim(tx: Transaction, row: Any) -> bool:
+    if row.state in (RunState.WAITING, RunState.RETRYING):
+        return row.due_at is not None and row.due_at <= tx.now
+    return bool(row.state == RunState.RUNNING and row.lease_until < tx.now)
+
+
+def _bury(tx: Transaction, row: Any) -> bool:
+    """Close the attempt of a worker that went silent; True if the run ends with it."""
+    _close(tx, row.id, row.token, "lost", {"kind": "lost_worker", "message": f"{row.lease_owner} went silent"}, None)
+    if row.cancel_reason is not None:
+        planning.end(tx, row, RunState.CANCELLED, {"kind": "cancelled", "message": row.cancel_reason, "advice": "retry it with `headrace retry`"})
+        return True
+    if row.lost + 1 >= policy.LOST_WORKERS:
+        error = Failure(
+            "lost_worker",
+            f"{policy.LOST_WORKERS} workers were lost while they trained it",
+            "look at the log and the memory of the workers, then `headrace retry`",
+        )
+        planning.end(tx, row, RunState.FAILED, error.to_json(), lost=row.lost + 1)
+        return True
+    return False
+
+
+def _freeze(tx: Transaction, row: Any) -> dict[str, Any] | None:
+    """What the first claim fixes for all attempts: the release in force and the cut of its datasets; None if the model left the configuration."""
+    release = releases.in_force(tx, row.model)
+    if release is None or row.model not in configuration.in_force(tx).catalog.models:
+        return None
+    cut = {name: part.to_json() for name, part in sorted(datasets.known(tx, list(release.declaration.datasets)).items())}
+    return {"release_id": release.id, "cut": cut, "cut_digest": digest(cut)}
+
+
+def digest(value: Any) -> str:
+    """`sha256:…` of canonical JSON."""
+    return "sha256:" + hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _claim(tx: Transaction, id: int) -> Claim:
+    row, config = runs.find(tx, id), configuration.in_force(tx).catalog
+    release = releases.find(tx, row.release_id)
+    champion = versions.champion(tx, row.model)
+    return Claim(
+        run=id,
+        token=row.token,
+        model=config.models[row.model],
+        release=release,
+        cut=_cut(row),
+        cut_digest=row.cut_digest,
+        datasets={name: config.datasets[name] for name in release.declaration.datasets},
+        champion=trained(tx, champion.run_id) if champion is not None else None,
+        traceparent=row.traceparent,
+    )
+
+
+def trained(tx: Transaction, id: int) -> Trained:
+    """A trained run as a subject of scoring; raises `NotFound`."""
+    row = runs.find(tx, id)
+    return Trained(id, releases.find(tx, row.release_id), row.bundle, _cut(row))
+
+
+def _cut(row: Any) -> dict[str, Cut]:
+    return {name: Cut.from_json(part) for name, part in row.cut.items()}
+
+
+def beat(tx: Transaction, id: int, token: int, lease: timedelta, progress: float | None = None, note: str | None = None) -> str | None:
+    """Keep the lease and tell the progress (0 to 1); returns why a person wants the run to stop, if so. Raises `Fenced`."""
+    values: dict[str, Any] = {"lease_until": tx.now + lease}
+    if progress is not None:
+        values |= {"progress": progress, "progress_note": note}
+    _fenced_update(tx, id, token, values)
+    reason: str | None = tx.execute(select(run.c.cancel_reason).where(run.c.id == id)).scalar()
+    return reason
+
+
+def finish(tx: Transaction, id: int, token: int, bundle: str, seconds: dict[str, float]) -> None:
+    """running → trained: the bundle counts from here on, and the waiting run may become due. Raises `Fenced`."""
+    row = owned(tx, id, token)
+    _close(tx, id, token, "trained", None, seconds)
+    planning.end(tx, row, RunState.TRAINED, None, bundle=bundle, progress=1.0)
+
+
+def fail(tx: Transaction, id: int, token: int, failure: Failure, seconds: dict[str, float]) -> RunState:
+    """running → retrying with a pause, for what is transient and has attempts left; else → failed. Raises `Fenced`."""
+    row = owned(tx, id, token)
+    error = failure.to_json()
+    _close(tx, id, token, "failed", error, seconds)
+    config = configuration.in_force(tx).catalog.models.get(row.model)
+    failures = row.failures + 1
+    if not failure.transient or config is None or failures >= config.attempts:
+        planning.end(tx, row, RunState.FAILED, error, failures=failures)
+        return RunState.FAILED
+    pause = policy.retry_after(failures)
+    _hand_over(tx, id, token, pause, f"tries again after {failure.kind}: {failure.message}", failures=failures, error=error)
+    return RunState.RETRYING
+
+
+def hand_back(tx: Transaction, id: int, token: int, why: str, seconds: dict[str, float]) -> None:
+    """running → retrying, due at once, without counting as a failure: the worker is asked to leave. Raises `Fenced`."""
+    owned(tx, id, token)
+    _close(tx, id, token, "handed_back", {"kind": "handed_back", "message": why}, seconds)
+    _hand_over(tx, id, token, timedelta(0), f"was handed back: {why}")
+
+
+def cancelled(tx: Transaction, id: int, token: int, seconds: dict[str, float]) -> None:
+    """running → cancelled, by the worker that has stopped the child. Raises `Fenced`."""
+    row = owned(tx, id, token)
+    error = {"kind": "cancelled", "message": row.cancel_reason or "cancelled", "advice": "retry it with `headrace retry`"}
+    _close(tx, id, token, "cancelled", error, seconds)
+    planning.end(tx, row, RunState.CANCELLED, error)
+
+
+def _hand_over(tx: Transaction, id: int, token: int, pause: timedelta, sentence: str, **values: Any) -> None:
+    values |= {"state": RunState.RETRYING, "due_at": tx.now + pause, "sentence": sentence, "lease_owner": None, "lease_until": None}
+    _fenced_update(tx, id, token, values)
+
+
+def owned(tx: Transaction, id: int, token: int) -> Any:
+    """The run, if this claim is its newest and still running; raises `Fenced`."""
+    row = tx.execute(select(run).where(run.c.id == id).with_for_update()).first()
+    if row is None or row.token != token or row.state != RunState.RUNNING:
+        raise Fenced(f"run {id} is no longer held by claim {token}")
+    return row
+
+
+def _fenced_update(tx: Transaction, id: int, token: int, values: dict[str, Any]) -> None:
+    mine = (run.c.id == id, run.c.token == token, run.c.state == RunState.RUNNING)
+    if not tx.execute(update(run).where(*mine).values(**values)).rowcount:
+        raise Fenced(f"run {id} is no longer held by claim {token}")
+
+
+def _close(tx: Transaction, id: int, token: int, outcome: str, error: dict[str, Any] | None, seconds: dict[str, float] | None) -> None:
+    tx.execute(
+        update(attempt)
+        .where(attempt.c.run_id == id, attempt.c.number == token, attempt.c.ended_at.is_(None))
+        .values(ended_at=tx.now, outcome=outcome, error=error, seconds=seconds)
+    )
+
+
+def of_run(tx: Transaction, id: int) -> list[Any]:
+    return list(tx.execute(select(attempt).where(attempt.c.run_id == id).order_by(attempt.c.number)))

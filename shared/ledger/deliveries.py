@@ -1,0 +1,168 @@
+"""Notices and their deliveries: written with the state that they tell of, sent afterwards, retried as values."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import func, insert, or_, select, update
+
+from shared import notices
+from shared.errors import Conflict, NotFound
+from shared.ledger import configuration
+from shared.ledger.session import Transaction
+from shared.ledger.tables import counter, delivery, notice
+from shared.lifecycle import DeliveryState, check
+from shared.notices import NoticeType
+from shared.subscriptions import Subscription
+
+
+def tell(tx: Transaction, kind: NoticeType, subject: str, model: str | None, data: dict[str, Any], traceparent: str | None = None) -> int:
+    """Write one notice and a delivery for each subscription that wants it, in the caller's transaction; returns its sequence number.
+
+    The number comes from a counter row of the same transaction, so that numbers become visible in their order (SPIKES of late commits:
+    a sequence would let a reader of `after=` pass over one).
+    """
+    sequence = _next(tx, "notice")
+    tx.execute(
+        insert(notice).values(
+            sequence=sequence, event_id=str(uuid.uuid4()), type=kind, subject=subject, model=model, data=data, traceparent=traceparent, at=tx.now
+        )
+    )
+    for subscription in configuration.in_force(tx).catalog.subscriptions:
+        if notices.matches(subscription, kind, model):
+            tx.execute(
+                insert(delivery).values(
+                    id=f"msg_{uuid.uuid4().hex}",
+                    sequence=sequence,
+                    subscription=subscription.name,
+                    state=DeliveryState.PENDING,
+                    due_at=tx.now,
+                    attempts=0,
+                )
+            )
+    return sequence
+
+
+def _next(tx: Transaction, name: str) -> int:
+    value = tx.execute(update(counter).where(counter.c.name == name).values(value=counter.c.value + 1).returning(counter.c.value)).scalar()
+    if value is None:
+        tx.execute(insert(counter).values(name=name, value=1))
+        return 1
+    return int(value)
+
+
+@dataclass(frozen=True)
+class Sending:
+    """One claimed delivery: what is to be sent where, and how often it was tried before."""
+
+    id: str
+    attempts: int
+    subscription: Subscription
+    notice: notices.Notice
+
+
+def claim_due(tx: Transaction, lease: timedelta, limit: int, busy: Sequence[str] = ()) -> list[Sending]:
+    """Lease up to `limit` due deliveries, none to a subscription in `busy`, so that a hanging consumer holds up no other.
+
+    pending → pending (leased); a lease that ran out is taken again. A delivery to a subscription that was taken out of the configuration ends as failed.
+    """
+    known = {one.name: one for one in configuration.in_force(tx).catalog.subscriptions}
+    rows = tx.execute(
+        select(delivery, notice)
+        .join(notice, notice.c.sequence == delivery.c.sequence)
+        .where(
+            delivery.c.state == DeliveryState.PENDING,
+            delivery.c.due_at <= tx.now,
+            or_(delivery.c.lease_until.is_(None), delivery.c.lease_until < tx.now),
+            delivery.c.subscription.not_in(busy),
+        )
+        .order_by(delivery.c.due_at, delivery.c.sequence)
+        .limit(limit)
+    ).all()
+    claimed = []
+    for row in rows:
+        if row.subscription not in known:
+            _end(tx, row.id, DeliveryState.FAILED, None, "the subscription is no longer in the configuration")
+            continue
+        tx.execute(update(delivery).where(delivery.c.id == row.id).values(lease_until=tx.now + lease))
+        claimed.append(Sending(row.id, row.attempts, known[row.subscription], _notice(row)))
+    return claimed
+
+
+def delivered(tx: Transaction, id: str, answer: int) -> None:
+    """pending → delivered. A second call changes nothing."""
+    _end(tx, id, DeliveryState.DELIVERED, answer, None)
+
+
+def undelivered(tx: Transaction, id: str, answer: int | None, error: str, again_in: timedelta | None) -> None:
+    """pending → pending, due later; → failed (kept, replayable) where `again_in` is None. A second call changes nothing."""
+    if again_in is None:
+        _end(tx, id, DeliveryState.FAILED, answer, error)
+        return
+    tx.execute(
+        update(delivery)
+        .where(delivery.c.id == id, delivery.c.state == DeliveryState.PENDING)
+        .values(due_at=tx.now + again_in, lease_until=None, attempts=delivery.c.attempts + 1, answer=answer, error=error)
+    )
+
+
+def _end(tx: Transaction, id: str, state: DeliveryState, answer: int | None, error: str | None) -> None:
+    check(DeliveryState.PENDING, state)
+    tx.execute(
+        update(delivery)
+        .where(delivery.c.id == id, delivery.c.state == DeliveryState.PENDING)
+        .values(state=state, lease_until=None, due_at=None, attempts=delivery.c.attempts + 1, answer=answer, error=error, ended_at=tx.now)
+    )
+
+
+def replay(tx: Transaction, id: str) -> None:
+    """failed → pending, due at once; raises `NotFound` or `Conflict`."""
+    state = tx.execute(select(delivery.c.state).where(delivery.c.id == id)).scalar()
+    if state is None:
+        raise NotFound(f"there is no delivery {id}")
+    if state != DeliveryState.FAILED:
+        raise Conflict(f"delivery {id} is {state}; only a failed one can be replayed")
+    tx.execute(update(delivery).where(delivery.c.id == id).values(state=DeliveryState.PENDING, due_at=tx.now, attempts=0, ended_at=None))
+
+
+def next_due(tx: Transaction) -> datetime | None:
+    due: datetime | None = tx.execute(select(func.min(delivery.c.due_at)).where(delivery.c.state == DeliveryState.PENDING)).scalar()
+    return due
+
+
+def read(
+    tx: Transaction, after: int, limit: int, types: Sequence[str] = (), models: Sequence[str] = ()
+) -> list[notices.Notice]:
+    """Notices with a sequence number above `after`, in order."""
+    query = select(notice).where(notice.c.sequence > after)
+    if types:
+        query = query.where(notice.c.type.in_(types))
+    if models:
+        query = query.where(notice.c.model.in_(models))
+    return [_notice(row) for row in tx.execute(query.order_by(notice.c.sequence).limit(limit))]
+
+
+def of_subject(tx: Transaction, subject: str) -> list[Any]:
+    """Deliveries of every notice about a subject, oldest first."""
+    query = select(delivery, notice.c.type).join(notice, notice.c.sequence == delivery.c.sequence)
+    return list(tx.execute(query.where(notice.c.subject == subject).order_by(delivery.c.sequence)))
+
+
+def count(tx: Transaction) -> dict[str, int]:
+    return {state: number for state, number in tx.execute(select(delivery.c.state, func.count()).group_by(delivery.c.state))}
+
+
+def _notice(row: Any) -> notices.Notice:
+    return notices.Notice(
+        id=row.event_id,
+        type=NoticeType(row.type),
+        subject=row.subject,
+        time=row.at,
+        sequence=row.sequence,
+        traceparent=row.traceparent,
+        data=row.data,
+    )

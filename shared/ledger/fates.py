@@ -1,0 +1,197 @@
+"""What became of an arrival, and why a model has not been retrained: computed from the cuts, never stored (I3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import select
+
+from shared.errors import NotFound
+from shared.ledger import arrivals, configuration, datasets, releases, runs, versions, workers
+from shared.ledger.session import Transaction
+from shared.ledger.tables import release, run
+from shared.lifecycle import RunState, VersionState
+from shared.messages import train_queue
+
+WORKER_SEEN = timedelta(minutes=1)
+
+
+class FateKind(StrEnum):
+    WAITS = "waits"
+    TRAINED = "trained"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    SUPERSEDED = "superseded"
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of one arrival for one model: in which run, as which version, in a sentence."""
+
+    model: str
+    kind: FateKind
+    run: int | None
+    version: int | None
+    decision: str | None
+    sentence: str
+
+
+def of_arrival(tx: Transaction, id: int) -> list[Fate]:
+    """Exactly one fate for each model that uses the arrival's dataset, or did when it came."""
+    row = arrivals.find(tx, id)
+    fates = []
+    for model in sorted(configuration.in_force(tx).catalog.models):
+        uses = _uses(tx, model, row.dataset)
+        if uses is not None:
+            fates.append(_fate(tx, model, row, uses))
+    return fates
+
+
+def _uses(tx: Transaction, model: str, dataset: str) -> bool | None:
+    """True if the release in force uses the dataset, False if only an earlier one did, None if none did."""
+    now = releases.in_force(tx, model)
+    if now is not None and dataset in now.declaration.datasets:
+        return True
+    earlier = tx.execute(select(release.c.id).where(release.c.model == model, release.c.refusal.is_(None))).scalars()
+    return False if any(dataset in releases.find(tx, id).declaration.datasets for id in earlier) else None
+
+
+def _fate(tx: Transaction, model: str, arrival: Any, uses: bool) -> Fate:
+    """The earliest run whose cut covers it and that has not failed or been cancelled; else the waiting run; else the last that has."""
+    covering = [row for row in _claimed(tx, model) if ((row.cut or {}).get(arrival.dataset) or {}).get("arrival", 0) >= arrival.id]
+    good = next((row for row in covering if row.state not in (RunState.FAILED, RunState.CANCELLED)), None)
+    if good is not None and good.state == RunState.TRAINED:
+        return _trained(tx, model, good)
+    if good is not None:
+        return Fate(model, FateKind.WAITS, good.id, None, None, f"is in run {good.id}, which {describe(tx, good)}")
+    waiting = runs.find_waiting(tx, model)
+    if uses and waiting is not None:
+        return Fate(model, FateKind.WAITS, waiting.id, None, None, f"waits in run {waiting.id}, which {describe(tx, waiting)}")
+    if covering:
+        last = covering[-1]
+        kind = FateKind.FAILED if last.state == RunState.FAILED else FateKind.CANCELLED
+        return Fate(model, kind, last.id, None, None, f"was in run {last.id}, which {describe(tx, last)}")
+    if not uses:
+        return Fate(model, FateKind.SUPERSEDED, None, None, None, f"{model} no longer uses {arrival.dataset}")
+    return _unclaimed(tx, model)
+
+
+def _unclaimed(tx: Transaction, model: str) -> Fate:
+    """No run holds it: the one that did was cancelled before it was claimed."""
+    last = next(iter(runs.find_all(tx, model=model, limit=1)), None)
+    if last is not None and last.state == RunState.CANCELLED:
+        return Fate(model, FateKind.CANCELLED, last.id, None, None, f"was in run {last.id}, which {describe(tx, last)}")
+    return Fate(model, FateKind.WAITS, None, None, None, "waits for the next run; `headrace retrain` starts one now")
+
+
+def _trained(tx: Transaction, model: str, row: Any) -> Fate:
+    version = versions.of_run(tx, row.id)
+    if version is None:
+        why = f" ({row.registration_error})" if row.registration_error else ""
+        return Fate(model, FateKind.TRAINED, row.id, None, None, f"was trained in run {row.id}, which waits to be registered in MLflow{why}")
+    verdict = versions.last_verdict(tx, version.id)
+    decision = verdict.decision if verdict is not None else None
+    ending = {
+        VersionState.CANDIDATE: "is about to be judged" if decision is None else "passed and is about to serve",
+        VersionState.PROMOTED: "was promoted",
+        VersionState.REJECTED: "was rejected",
+        VersionState.AWAITING: "awaits a person's word" if decision == "promote" else "awaits evidence",
+    }[VersionState(version.state)]
+    return Fate(model, FateKind.TRAINED, row.id, version.number, decision, f"was trained in run {row.id}; version {version.number} {ending}")
+
+
+def _claimed(tx: Transaction, model: str) -> list[Any]:
+    return list(tx.execute(select(run).where(run.c.model == model, run.c.cut.is_not(None)).order_by(run.c.id)))
+
+
+def describe(tx: Transaction, row: Any) -> str:
+    """One clause about a run: what it does, or what it waits for and until when."""
+    match RunState(row.state):
+        case RunState.WAITING | RunState.RETRYING:
+            return _waiting(tx, row)
+        case RunState.RUNNING:
+            done = f" ({row.progress:.0%}{', ' + row.progress_note if row.progress_note else ''})" if row.progress is not None else ""
+            stopping = f"; it is being cancelled: {row.cancel_reason}" if row.cancel_reason else ""
+            return f"is training on {row.lease_owner}, attempt {row.token}{done}{stopping}"
+        case RunState.TRAINED:
+            return f"was trained at {_time(row.finished_at)}"
+        case _:
+            error = row.error or {}
+            advice = f"; {error['advice']}" if error.get("advice") else ""
+            return f"{row.state} ({error.get('kind')}): {_first_line(error.get('message'))}{advice}"
+
+
+def _waiting(tx: Transaction, row: Any) -> str:
+    if row.due_at is None:
+        return str(row.sentence)
+    if row.due_at > tx.now:
+        return f"{row.sentence}; due at {_time(row.due_at)}"
+    alive = [one for one in workers.alive(tx, WORKER_SEEN) if one.compute_class == row.compute_class]
+    if not alive:
+        return (
+            f"is due since {_time(row.due_at)} but no worker serves {train_queue(row.compute_class)}; start one with "
+            f"`celery -A services.trainer.app worker -Q {train_queue(row.compute_class)} -P threads`"
+        )
+    if all(one.busy >= one.slots for one in alive):
+        return f"is due since {_time(row.due_at)} and waits for a free slot: {len(alive)} worker(s) of class {row.compute_class} are busy"
+    return f"is due ({row.sentence}) and is about to be claimed"
+
+
+def why(tx: Transaction, model: str) -> list[str]:
+    """Why the model has (not) been retrained, in sentences: what is wrong first, then what runs, waits and serves."""
+    config = configuration.in_force(tx).catalog
+    if model not in config.models:
+        raise NotFound(f"there is no model {model!r}; known are: {', '.join(sorted(config.models)) or 'none'}")
+    return [*_release_news(tx, model), *_source_news(tx, model), *_run_news(tx, model), *_version_news(tx, model)]
+
+
+def _release_news(tx: Transaction, model: str) -> list[str]:
+    look, seen, in_force = releases.looks(tx).get(model), releases.seen(tx, model), releases.in_force(tx, model)
+    news = []
+    if look is not None and look.error:
+        news.append(f"Its repository cannot be read: {look.error}")
+    if seen is not None and seen.refusal:
+        stays = f"; {in_force.name} stays in force" if in_force is not None else ""
+        news.append(f"Release {seen.name} was refused{stays}: {seen.refusal}")
+    if in_force is None:
+        news.append("It has no valid release yet, so nothing can be trained.")
+    return news
+
+
+def _source_news(tx: Transaction, model: str) -> list[str]:
+    in_force = releases.in_force(tx, model)
+    used = in_force.declaration.datasets if in_force is not None else {}
+    return [f"Dataset {row.name} cannot be read: {row.error}" for row in datasets.find_all(tx) if row.name in used and row.error]
+
+
+def _run_news(tx: Transaction, model: str) -> list[str]:
+    rows = [row for row in (runs.find_busy(tx, model), runs.find_waiting(tx, model)) if row is not None]
+    news = [f"Run {row.id} ({row.reason}) {describe(tx, row)}." for row in rows]
+    if not rows:
+        last = next(iter(runs.find_all(tx, model=model, limit=1)), None)
+        news.append(f"Nothing new since run {last.id} ({last.reason}), which {describe(tx, last)}." if last is not None else "It has never been trained.")
+    return news
+
+
+def _version_news(tx: Transaction, model: str) -> list[str]:
+    newest = next(iter(versions.find_all(tx, model, before=None, limit=1)), None)
+    champion = versions.champion(tx, model)
+    news = []
+    if newest is not None and (champion is None or newest.id != champion.id):
+        verdict = versions.last_verdict(tx, newest.id)
+        reasons = f": {'; '.join(verdict.reasons)}" if verdict is not None else ""
+        news.append(f"Version {newest.number} (run {newest.run_id}) is {newest.state}{reasons}.")
+    since = versions.champion_since(tx, model)
+    serves = f"Version {champion.number} serves since {_time(since.served_at)}." if champion is not None else "No version serves yet."
+    return [*news, serves]
+
+
+def _time(at: Any) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S}Z"
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().splitlines()[0][:300] if (text or "").strip() else ""

@@ -1,0 +1,163 @@
+"""What becomes of runs outside a worker: planned, joined, due, asked for, cancelled, ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import func, insert, select, update
+
+from shared import policy
+from shared.declaration import Declaration
+from shared.errors import Conflict, NotFound
+from shared.ledger import configuration, datasets, deliveries, releases, runs
+from shared.ledger.session import Transaction
+from shared.ledger.tables import arrival, run
+from shared.lifecycle import UNFINISHED, RunState, check
+from shared.notices import NoticeType
+from shared.policy import Facts
+
+
+def plan(tx: Transaction, model: str, reason: str, *, asked: bool = False, traceparent: str | None = None) -> int | None:
+    """Plan a run, or join the one that waits (I4); None while the model has no valid release. Works out when it is due."""
+    config, release = configuration.in_force(tx), releases.in_force(tx, model)
+    if release is None or model not in config.catalog.models:
+        return None
+    waiting = runs.find_waiting(tx, model)
+    values: dict[str, Any] = {
+        "release_id": release.id,
+        "compute_class": release.declaration.compute_class,
+        "config_digest": config.digest,
+    }
+    if waiting is None:
+        values |= {"model": model, "state": RunState.WAITING, "reason": reason, "asked": asked, "planned_at": tx.now}
+        id = int(tx.execute(insert(run).values(traceparent=traceparent, **values)).inserted_primary_key[0])
+    else:
+        id = int(waiting.id)
+        joined = waiting.reason if reason in waiting.reason or len(waiting.reason) > 300 else f"{waiting.reason}; {reason}"
+        tx.execute(update(run).where(run.c.id == id).values(reason=joined, asked=asked or waiting.asked, **values))
+    replan(tx, model)
+    return id
+
+
+def plan_for_dataset(tx: Transaction, dataset: str, reason: str, traceparent: str | None = None) -> list[int]:
+    """Plan a run for every model whose release in force uses the dataset."""
+    planned = []
+    for name in configuration.in_force(tx).catalog.models:
+        release = releases.in_force(tx, name)
+        if release is not None and dataset in release.declaration.datasets:
+            id = plan(tx, name, reason, traceparent=traceparent)
+            planned.extend([id] if id is not None else [])
+    return planned
+
+
+def adopt(tx: Transaction, model: str, name: str, commit: str, declared: Declaration) -> None:
+    """Put a new valid release in force and plan a run for it, due at once. A second call changes nothing."""
+    if releases.adopted(tx, model, name, commit, declared):
+        plan(tx, model, f"new release {name}", asked=True)
+
+
+def ask(tx: Transaction, model: str, reason: str) -> int:
+    """A person wants the model retrained now; raises `NotFound` or `Conflict`."""
+    if model not in configuration.in_force(tx).catalog.models:
+        raise NotFound(f"there is no model {model!r}; `headrace models` lists those that there are")
+    id = plan(tx, model, reason, asked=True)
+    if id is None:
+        raise Conflict(f"{model} has no valid release yet; `headrace why {model}` says what its repository lacks")
+    return id
+
+
+def replan(tx: Transaction, model: str) -> None:
+    """Work out anew when the waiting run is due; whatever changes the facts calls this in its own transaction."""
+    waiting = runs.find_waiting(tx, model)
+    if waiting is None:
+        return
+    config, release = configuration.in_force(tx), releases.find(tx, waiting.release_id)
+    if model not in config.catalog.models:
+        _cancel_now(tx, waiting, "the model is no longer in the configuration")
+        return
+    facts = gather(tx, waiting, tuple(release.declaration.datasets))
+    due = policy.due_at(config.catalog.models[model].policy, facts)
+    tx.execute(
+        update(run)
+        .where(run.c.id == waiting.id)
+        .values(due_at=due.at, sentence=due.sentence, config_digest=config.digest, first_arrival_at=facts.first_at)
+    )
+
+
+def replan_all(tx: Transaction) -> None:
+    """After a new configuration."""
+    for name in tx.execute(select(run.c.model).where(run.c.state == RunState.WAITING)).scalars().all():
+        replan(tx, name)
+
+
+def gather(tx: Transaction, waiting: Any, names: tuple[str, ...]) -> Facts:
+    """The facts about a waiting run: what arrived since the newest cut that a run of this model has frozen."""
+    base = runs.newest_cut(tx, waiting.model)
+    counts, rows, firsts, lasts = 0, 0, [], []
+    unknown = False
+    for name in names:
+        after = (base.get(name) or {}).get("arrival") or 0
+        one = tx.execute(
+            select(func.count(), func.sum(arrival.c.rows), func.count(arrival.c.rows), func.min(arrival.c.observed_at), func.max(arrival.c.observed_at))
+            .where(arrival.c.dataset == name, arrival.c.id > after)
+        ).one()
+        if one[0]:
+            counts, rows, unknown = counts + one[0], rows + (one[1] or 0), unknown or one[2] < one[0]
+            firsts.append(one[3])
+            lasts.append(one[4])
+    known = datasets.known(tx, list(names))
+    busy = tx.execute(select(run.c.id).where(run.c.model == waiting.model, run.c.state.in_(runs.BUSY))).scalar()
+    ended = tx.execute(select(func.max(run.c.finished_at)).where(run.c.model == waiting.model)).scalar()
+    return Facts(
+        arrivals=counts,
+        rows=None if unknown else rows,
+        first_at=min(firsts, default=None),
+        last_at=max(lasts, default=None),
+        asked_at=waiting.planned_at if waiting.asked else None,
+        busy=busy,
+        last_ended_at=ended,
+        without_data=tuple(name for name in names if name not in known),
+    )
+
+
+def cancel(tx: Transaction, id: int, reason: str) -> RunState:
+    """waiting | retrying → cancelled; a running run is told to stop and becomes cancelled when its worker has seen to it.
+
+    A second call changes nothing; raises `NotFound`, or `Conflict` for a run that has ended otherwise.
+    """
+    row = runs.find(tx, id)
+    if row.state == RunState.CANCELLED:
+        return RunState.CANCELLED
+    if row.state == RunState.RUNNING:
+        tx.execute(update(run).where(run.c.id == id).values(cancel_reason=reason))
+        return RunState.RUNNING
+    check(RunState(row.state), RunState.CANCELLED)
+    _cancel_now(tx, row, reason)
+    return RunState.CANCELLED
+
+
+def _cancel_now(tx: Transaction, row: Any, reason: str) -> None:
+    end(tx, row, RunState.CANCELLED, {"kind": "cancelled", "message": reason, "advice": "retry it with `headrace retry`"})
+
+
+def end(tx: Transaction, row: Any, state: RunState, error: dict[str, Any] | None, **values: Any) -> None:
+    """The one way into an end state: notice, and the waiting run's due time worked out anew, in the same transaction."""
+    check(RunState(row.state), state)
+    tx.execute(
+        update(run)
+        .where(run.c.id == row.id)
+        .values(state=state, finished_at=tx.now, due_at=None, lease_until=None, lease_owner=None, error=error, sentence="", **values)
+    )
+    if error is not None:
+        kind = NoticeType.RUN_CANCELLED if state is RunState.CANCELLED else NoticeType.RUN_FAILED
+        data = {"model": row.model, "run": row.id, "reason": row.reason, **error}
+        deliveries.tell(tx, kind, row.model, row.model, data, row.traceparent)
+    replan(tx, row.model)
+
+
+def retry(tx: Transaction, id: int, reason: str) -> int:
+    """Train again after a failed or cancelled run: a new run (or the waiting one), due at once; what the old one covered is covered again."""
+    row = runs.find(tx, id)
+    if row.state in UNFINISHED:
+        raise Conflict(f"run {id} is {row.state}; only one that has ended can be retried")
+    return ask(tx, row.model, reason)

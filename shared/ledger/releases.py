@@ -1,0 +1,90 @@
+"""Releases of models: what the watcher saw in their repositories, and which one is in force."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import insert, select, update
+
+from shared.declaration import Declaration
+from shared.errors import NotFound
+from shared.ledger import deliveries
+from shared.ledger.session import Transaction
+from shared.ledger.tables import model, release
+from shared.notices import NoticeType
+
+
+@dataclass(frozen=True)
+class Release:
+    id: int
+    model: str
+    name: str
+    commit: str
+    declaration: Declaration
+
+
+def adopted(tx: Transaction, model_name: str, name: str, commit: str, declared: Declaration) -> bool:
+    """Put a valid release in force; False when it is the newest one seen already. `planning.adopt` is the whole step."""
+    row = seen(tx, model_name)
+    if row is not None and (row.name, row.commit, row.refusal) == (name, commit, None):
+        return False
+    id = _store(tx, model_name, name, commit, declaration=declared.model_dump_json())
+    tx.execute(update(model).where(model.c.name == model_name).values(release_id=id, seen_id=id, error=None))
+    return True
+
+
+def refused(tx: Transaction, model_name: str, name: str, commit: str, why: str) -> None:
+    """Note an invalid release with its reason, once; the release before it stays in force."""
+    row = seen(tx, model_name)
+    if row is not None and (row.name, row.commit, row.refusal) == (name, commit, why):
+        return
+    id = _store(tx, model_name, name, commit, refusal=why)
+    tx.execute(update(model).where(model.c.name == model_name).values(seen_id=id))
+    data = {"model": model_name, "release": name, "commit": commit, "reason": why}
+    deliveries.tell(tx, NoticeType.RELEASE_REFUSED, model_name, model_name, data)
+
+
+def _store(tx: Transaction, model_name: str, name: str, commit: str, **values: Any) -> int:
+    ensure(tx, model_name)
+    statement = insert(release).values(model=model_name, name=name, commit=commit, seen_at=tx.now, **values)
+    return int(tx.execute(statement).inserted_primary_key[0])
+
+
+def ensure(tx: Transaction, model_name: str) -> None:
+    if tx.execute(select(model.c.name).where(model.c.name == model_name)).first() is None:
+        tx.execute(insert(model).values(name=model_name))
+
+
+def looked(tx: Transaction, model_name: str, error: str | None) -> None:
+    """Note that the repository was looked at, and what went wrong."""
+    ensure(tx, model_name)
+    tx.execute(update(model).where(model.c.name == model_name).values(looked_at=tx.now, error=error))
+
+
+def seen(tx: Transaction, model_name: str) -> Any:
+    """The newest release of a model, valid or not, as a row; None before the first."""
+    return tx.execute(select(release).join(model, model.c.seen_id == release.c.id).where(model.c.name == model_name)).first()
+
+
+def in_force(tx: Transaction, model_name: str) -> Release | None:
+    """The newest valid release."""
+    row = tx.execute(select(release).join(model, model.c.release_id == release.c.id).where(model.c.name == model_name)).first()
+    return _release(row) if row is not None else None
+
+
+def find(tx: Transaction, id: int) -> Release:
+    """A valid release by its id; raises `NotFound`."""
+    row = tx.execute(select(release).where(release.c.id == id, release.c.refusal.is_(None))).first()
+    if row is None:
+        raise NotFound(f"there is no valid release {id}")
+    return _release(row)
+
+
+def looks(tx: Transaction) -> dict[str, Any]:
+    """When each repository was looked at and with what error, by model."""
+    return {row.name: row for row in tx.execute(select(model))}
+
+
+def _release(row: Any) -> Release:
+    return Release(row.id, row.model, row.name, row.commit, Declaration.model_validate_json(row.declaration))

@@ -1,0 +1,80 @@
+"""Runs as rows: found, counted, and which of them wait for a bell. What changes them is in `planning` and `attempts`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import and_, func, or_, select, update
+
+from shared.errors import NotFound
+from shared.ledger.session import Transaction
+from shared.ledger.tables import OPEN, run
+from shared.lifecycle import RunState
+
+BUSY = (RunState.RUNNING, RunState.RETRYING)
+
+
+def find(tx: Transaction, id: int) -> Any:
+    """One run; raises `NotFound`."""
+    row = tx.execute(select(run).where(run.c.id == id)).first()
+    if row is None:
+        raise NotFound(f"there is no run {id}")
+    return row
+
+
+def find_waiting(tx: Transaction, model: str) -> Any:
+    return tx.execute(select(run).where(run.c.model == model, run.c.state == RunState.WAITING)).first()
+
+
+def find_busy(tx: Transaction, model: str) -> Any:
+    return tx.execute(select(run).where(run.c.model == model, run.c.state.in_(BUSY))).first()
+
+
+def find_all(tx: Transaction, *, model: str | None = None, state: str | None = None, before: int | None = None, limit: int = 50) -> list[Any]:
+    """Newest first, with an id below `before`."""
+    query = select(run).order_by(run.c.id.desc()).limit(limit)
+    for column, value in ((run.c.model, model), (run.c.state, state)):
+        if value is not None:
+            query = query.where(column == value)
+    if before is not None:
+        query = query.where(run.c.id < before)
+    return list(tx.execute(query))
+
+
+def unrung(tx: Transaction, limit: int = 100) -> list[Any]:
+    """Runs that are due and whose bell has not been rung since they became due."""
+    heard = or_(run.c.rung_at.is_(None), run.c.rung_at < run.c.due_at)
+    query = select(run.c.id, run.c.compute_class).where(run.c.state.in_(OPEN), run.c.due_at <= tx.now, heard)
+    return list(tx.execute(query.order_by(run.c.due_at).limit(limit)))
+
+
+def rung(tx: Transaction, ids: Sequence[int]) -> None:
+    tx.execute(update(run).where(run.c.id.in_(ids)).values(rung_at=tx.now))
+
+
+def next_due(tx: Transaction) -> datetime | None:
+    """When the next run becomes due whose bell has not been rung."""
+    heard = or_(run.c.rung_at.is_(None), run.c.rung_at < run.c.due_at)
+    due: datetime | None = tx.execute(select(func.min(run.c.due_at)).where(run.c.state.in_(OPEN), heard)).scalar()
+    return due
+
+
+def claimable(tx: Transaction, compute_class: str) -> int | None:
+    """The run that has been due longest and that nobody works on: due, or its worker's lease has run out."""
+    due = and_(run.c.state.in_(OPEN), run.c.due_at <= tx.now)
+    lost = and_(run.c.state == RunState.RUNNING, run.c.lease_until < tx.now)
+    query = select(run.c.id).where(run.c.compute_class == compute_class, or_(due, lost))
+    id: int | None = tx.execute(query.order_by(func.coalesce(run.c.due_at, run.c.lease_until)).limit(1)).scalar()
+    return id
+
+
+def count(tx: Transaction) -> dict[str, int]:
+    return {state: number for state, number in tx.execute(select(run.c.state, func.count()).group_by(run.c.state))}
+
+
+def newest_cut(tx: Transaction, model: str) -> dict[str, Any]:
+    """The cut that the model's newest claimed run froze; empty before the first."""
+    query = select(run.c.cut).where(run.c.model == model, run.c.started_at.is_not(None)).order_by(run.c.id.desc()).limit(1)
+    return tx.execute(query).scalar() or {}

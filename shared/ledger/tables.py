@@ -1,0 +1,301 @@
+"""Every table of the ledger. Instants are UTC; what has a state has the legal ones in `shared.lifecycle`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy import Column as C
+
+from shared.lifecycle import RunState
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware UTC datetime; SQLite keeps it without its zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value} has no time zone")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _id() -> C[Any]:
+    return C("id", Integer, primary_key=True, autoincrement=True)
+
+
+counter = Table(
+    "counter", metadata, C("name", String(40), primary_key=True), C("value", Integer, nullable=False)
+)  # numbers given in commit order: a reader of notices never passes over a late one
+
+configuration = Table(
+    "configuration",
+    metadata,
+    _id(),
+    C("digest", String(80), nullable=False),
+    C("body", Text, nullable=False),
+    C("actor", String(200), nullable=False),
+    C("applied_at", Instant, nullable=False),
+)  # the newest row is in force
+
+token = Table(
+    "token",
+    metadata,
+    C("name", String(64), primary_key=True),
+    C("sha256", String(64), nullable=False, unique=True),
+    C("scopes", JSON, nullable=False),
+    C("created_at", Instant, nullable=False),
+)
+
+dataset = Table(
+    "dataset",
+    metadata,
+    C("name", String(64), primary_key=True),
+    C("cut", JSON),  # how far the ledger knows it: {"upto", "holdout_above", "rows", "newest_time"}
+    C("looked_at", Instant),
+    C("nudged_at", Instant),
+    C("error", Text),
+    C("lease_owner", String(200)),
+    C("lease_until", Instant),
+)
+
+report = Table(
+    "report",
+    metadata,
+    _id(),
+    C("source", String(400), nullable=False),
+    C("event_id", String(400), nullable=False),
+    C("dataset", String(64), nullable=False),
+    C("arrival_id", ForeignKey("arrival.id")),  # empty for a nudge until the watcher has looked
+    C("received_at", Instant, nullable=False),
+    UniqueConstraint("source", "event_id"),
+)  # what was reported from outside: the same report twice finds the first (I2)
+
+arrival = Table(
+    "arrival",
+    metadata,
+    _id(),
+    C("dataset", String(64), nullable=False),
+    C("above", JSON),
+    C("upto", JSON),
+    C("rows", Integer),  # empty: unknown, which counts as enough
+    C("origin", String(20), nullable=False),
+    C("source", String(400)),
+    C("event_id", String(400)),
+    C("traceparent", String(64)),
+    C("observed_at", Instant, nullable=False),
+    Index("ix_arrival_dataset_id", "dataset", "id"),
+)
+
+release = Table(
+    "release",
+    metadata,
+    _id(),
+    C("model", String(64), nullable=False, index=True),
+    C("name", String(200), nullable=False),
+    C("commit", String(40), nullable=False),
+    C("declaration", Text),
+    C("refusal", Text),  # why it is not valid; the release before stays in force
+    C("seen_at", Instant, nullable=False),
+)
+
+model = Table(
+    "model",
+    metadata,
+    C("name", String(64), primary_key=True),
+    C("release_id", ForeignKey("release.id")),  # in force: the newest valid one
+    C("seen_id", ForeignKey("release.id")),  # the newest one, valid or not
+    C("looked_at", Instant),
+    C("error", Text),
+)
+
+run = Table(
+    "run",
+    metadata,
+    _id(),
+    C("model", String(64), nullable=False),
+    C("state", String(20), nullable=False),
+    C("reason", Text, nullable=False),
+    C("asked", Boolean, nullable=False, default=False),  # a person or a new release asked: due at once
+    C("release_id", ForeignKey("release.id"), nullable=False),  # frozen with the cut at the first claim
+    C("compute_class", String(64), nullable=False),
+    C("planned_at", Instant, nullable=False),
+    C("due_at", Instant),
+    C("sentence", Text, nullable=False, default=""),
+    C("config_digest", String(80), nullable=False),
+    C("rung_at", Instant),
+    C("token", Integer, nullable=False, default=0),  # the fence: the number of the newest claim
+    C("lease_owner", String(200)),
+    C("lease_until", Instant),
+    C("cancel_reason", Text),  # a person wants it to stop
+    C("failures", Integer, nullable=False, default=0),
+    C("lost", Integer, nullable=False, default=0),
+    C("cut", JSON),
+    C("cut_digest", String(80)),
+    C("first_arrival_at", Instant),
+    C("started_at", Instant),
+    C("finished_at", Instant),
+    C("progress", Float),
+    C("progress_note", Text),
+    C("bundle", String(80)),
+    C("error", JSON),
+    C("registration_error", Text),
+    C("registration_lease", Instant),
+    C("traceparent", String(64)),
+    Index("uq_run_waiting", "model", unique=True, sqlite_where=text("state = 'waiting'"), postgresql_where=text("state = 'waiting'")),
+    Index(
+        "uq_run_running",
+        "model",
+        unique=True,
+        sqlite_where=text("state IN ('running','retrying')"),
+        postgresql_where=text("state IN ('running','retrying')"),
+    ),
+    Index("ix_run_state_due", "state", "due_at"),
+    Index("ix_run_model_id", "model", "id"),
+)
+
+attempt = Table(
+    "attempt",
+    metadata,
+    C("run_id", ForeignKey("run.id"), primary_key=True),
+    C("number", Integer, primary_key=True, autoincrement=False),  # = the token of its claim
+    C("worker", String(200), nullable=False),
+    C("started_at", Instant, nullable=False),
+    C("ended_at", Instant),
+    C("outcome", String(20)),
+    C("error", JSON),
+    C("seconds", JSON),
+)
+
+score = Table(
+    "score",
+    metadata,
+    C("run_id", ForeignKey("run.id"), primary_key=True),  # whose model was scored
+    C("holdout", String(80), primary_key=True),  # digest of the rows
+    C("rows", JSON, nullable=False),  # the row ranges themselves, so that a later worker can score the same
+    C("metrics", JSON),
+    C("error", Text),
+    C("compute_class", String(64), nullable=False),
+    C("lease_until", Instant),
+    C("tries", Integer, nullable=False, default=0),
+    C("scored_at", Instant),
+)
+
+version = Table(
+    "version",
+    metadata,
+    _id(),
+    C("model", String(64), nullable=False),
+    C("number", Integer, nullable=False),
+    C("run_id", ForeignKey("run.id"), nullable=False, unique=True),
+    C("state", String(20), nullable=False),
+    C("digest", String(80), nullable=False),  # of the composed model's manifest, which lies in the blob store under it
+    C("mlflow_run", String(64), nullable=False),
+    C("mlflow_model", String(64), nullable=False),
+    C("registered_at", Instant, nullable=False),
+    UniqueConstraint("model", "number"),
+)
+
+verdict = Table(
+    "verdict",
+    metadata,
+    _id(),
+    C("version_id", ForeignKey("version.id"), nullable=False, index=True),
+    C("champion_id", ForeignKey("version.id")),
+    C("decision", String(20), nullable=False),
+    C("reasons", JSON, nullable=False),
+    C("holdout", String(80)),
+    C("judged_at", Instant, nullable=False),
+)
+
+promotion = Table(
+    "promotion",
+    metadata,
+    _id(),
+    C("model", String(64), nullable=False),
+    C("version_id", ForeignKey("version.id"), nullable=False),
+    C("replaces_id", ForeignKey("version.id")),
+    C("kind", String(20), nullable=False),  # promoted | rolled_back
+    C("actor", String(200), nullable=False),
+    C("reason", Text, nullable=False),
+    C("intended_at", Instant, nullable=False),
+    C("served_at", Instant),  # empty: the alias has not followed yet
+    Index("uq_promotion_intent", "model", unique=True, sqlite_where=text("served_at IS NULL"), postgresql_where=text("served_at IS NULL")),
+    Index("ix_promotion_model_id", "model", "id"),
+)  # append-only: the newest served row says who is champion
+
+notice = Table(
+    "notice",
+    metadata,
+    C("sequence", Integer, primary_key=True, autoincrement=False),
+    C("event_id", String(40), nullable=False, unique=True),
+    C("type", String(40), nullable=False),
+    C("subject", String(200), nullable=False),
+    C("model", String(64)),
+    C("data", JSON, nullable=False),
+    C("traceparent", String(64)),
+    C("at", Instant, nullable=False),
+)
+
+delivery = Table(
+    "delivery",
+    metadata,
+    C("id", String(40), primary_key=True),
+    C("sequence", ForeignKey("notice.sequence"), nullable=False, index=True),
+    C("subscription", String(64), nullable=False),
+    C("state", String(20), nullable=False),
+    C("due_at", Instant),
+    C("lease_until", Instant),
+    C("attempts", Integer, nullable=False, default=0),
+    C("answer", Integer),
+    C("error", Text),
+    C("ended_at", Instant),
+    Index("ix_delivery_state_due", "state", "due_at"),
+)
+
+worker = Table(
+    "worker",
+    metadata,
+    C("name", String(200), primary_key=True),
+    C("compute_class", String(64), nullable=False),
+    C("slots", Integer, nullable=False),
+    C("busy", Integer, nullable=False),
+    C("seen_at", Instant, nullable=False),
+)
+
+OPEN = (RunState.WAITING, RunState.RETRYING)

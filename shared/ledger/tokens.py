@@ -1,0 +1,47 @@
+"""Tokens of the REST interface: kept as hashes, compared in constant time."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from enum import StrEnum
+
+from sqlalchemy import delete, insert, select
+
+from shared.errors import Refused
+from shared.ledger.session import Transaction
+from shared.ledger.tables import token
+
+
+class Scope(StrEnum):
+    SUBMIT = "submit"  # report arrivals
+    READ = "read"
+    OPERATE = "operate"  # retrain, cancel, promote, roll back
+
+
+def create(tx: Transaction, name: str, scopes: tuple[Scope, ...]) -> str:
+    """A new token, told once; an older one of that name no longer counts."""
+    if not scopes:
+        raise Refused("a token needs at least one scope: submit, read or operate")
+    secret = "hr_" + secrets.token_urlsafe(32)
+    tx.execute(delete(token).where(token.c.name == name))
+    tx.execute(insert(token).values(name=name, sha256=_hash(secret), scopes=[str(scope) for scope in scopes], created_at=tx.now))
+    return secret
+
+
+def revoke(tx: Transaction, name: str) -> bool:
+    return bool(tx.execute(delete(token).where(token.c.name == name)).rowcount)
+
+
+def find(tx: Transaction, secret: str) -> tuple[str, frozenset[Scope]] | None:
+    """Name and scopes of the token; every known hash is compared, so that the time tells nothing."""
+    presented, found = _hash(secret), None
+    for row in tx.execute(select(token)):
+        if hmac.compare_digest(row.sha256, presented):
+            found = (row.name, frozenset(Scope(scope) for scope in row.scopes))
+    return found
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

@@ -1,0 +1,258 @@
+"""Versions, verdicts and the champion: registered once per run, judged on stored scores, served by compare-and-set."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import and_, insert, or_, select, update
+
+from shared.errors import Conflict, NotFound
+from shared.gates import Decision, Verdict
+from shared.ledger import deliveries
+from shared.ledger.session import Transaction
+from shared.ledger.tables import promotion, release, run, score, verdict, version
+from shared.lifecycle import RunState, VersionState, check
+from shared.notices import NoticeType
+
+
+def unregistered(tx: Transaction, limit: int = 20) -> list[int]:
+    """Trained runs without a version that nobody is registering, oldest first (I6)."""
+    free = or_(run.c.registration_lease.is_(None), run.c.registration_lease < tx.now)
+    query = select(run.c.id).outerjoin(version, version.c.run_id == run.c.id)
+    return list(tx.execute(query.where(run.c.state == RunState.TRAINED, version.c.id.is_(None), free).order_by(run.c.id).limit(limit)).scalars())
+
+
+def unsettled(tx: Transaction, limit: int = 20) -> list[int]:
+    """Runs whose version is not judged yet, or whose promotion the alias has not followed."""
+    candidates = select(version.c.run_id).where(version.c.state == VersionState.CANDIDATE).order_by(version.c.id).limit(limit)
+    intents = select(version.c.run_id).join(promotion, promotion.c.version_id == version.c.id).where(promotion.c.served_at.is_(None))
+    return sorted({*tx.execute(candidates).scalars(), *tx.execute(intents).scalars()})
+
+
+def begin_registration(tx: Transaction, run_id: int, lease: timedelta) -> bool:
+    """Take the registration of a trained run for a while; False if another bridge has it, or it is done."""
+    free = or_(run.c.registration_lease.is_(None), run.c.registration_lease < tx.now)
+    if of_run(tx, run_id) is not None:
+        return False
+    taken = update(run).where(run.c.id == run_id, run.c.state == RunState.TRAINED, free).values(registration_lease=tx.now + lease)
+    return bool(tx.execute(taken).rowcount)
+
+
+def registration_failed(tx: Transaction, run_id: int, error: str, again_in: timedelta) -> None:
+    """Note why; it is tried again by whoever looks next after the pause (I10)."""
+    tx.execute(update(run).where(run.c.id == run_id).values(registration_error=error, registration_lease=tx.now + again_in))
+
+
+def registered(tx: Transaction, run_id: int, number: int, digest: str, mlflow_run: str, mlflow_model: str) -> None:
+    """Record the version of a run as a candidate, once: a second call changes nothing."""
+    if of_run(tx, run_id) is not None:
+        return
+    model = tx.execute(select(run.c.model).where(run.c.id == run_id)).scalar_one()
+    tx.execute(
+        insert(version).values(
+            model=model, number=number, run_id=run_id, state=VersionState.CANDIDATE, digest=digest,
+            mlflow_run=mlflow_run, mlflow_model=mlflow_model, registered_at=tx.now,
+        )
+    )  # fmt: skip
+    tx.execute(update(run).where(run.c.id == run_id).values(registration_error=None, registration_lease=None))
+
+
+def decide(tx: Transaction, row: Any, champion: Any, judged: Verdict, holdout: str | None, *, automatic: bool) -> None:
+    """candidate → rejected | awaiting, or the intent to promote, in one transaction with the verdict and its notice.
+
+    Compare-and-set: raises `Conflict` if another champion serves than the verdict names, or another promotion is under way;
+    the verdict is then void and is made again.
+    """
+    serving = _champion_id(tx, row.model)
+    if serving != (champion.id if champion is not None else None) or _intent(tx, row.model) is not None:
+        raise Conflict(f"the champion of {row.model} has changed since version {row.number} was judged")
+    tx.execute(
+        insert(verdict).values(
+            version_id=row.id, champion_id=serving, decision=judged.decision, reasons=list(judged.reasons), holdout=holdout, judged_at=tx.now
+        )
+    )
+    if judged.decision is Decision.PROMOTE and automatic:
+        _intend(tx, row, serving, "promoted", "headrace", "; ".join(judged.reasons))
+        return
+    state = VersionState.REJECTED if judged.decision is Decision.REJECT else VersionState.AWAITING
+    _set_state(tx, row, state)
+    kind = NoticeType.VERSION_REJECTED if state is VersionState.REJECTED else NoticeType.VERSION_AWAITING
+    _tell(tx, kind, row, champion, list(judged.reasons))
+
+
+def promote(tx: Transaction, model: str, number: int, actor: str, reason: str) -> None:
+    """A named person promotes an awaiting version: the intent; the alias follows. Raises `NotFound`, `Conflict`."""
+    row = find(tx, model, number)
+    if row.state != VersionState.AWAITING:
+        raise Conflict(f"version {number} of {model} is {row.state}; only an awaiting one can be promoted by hand (or roll back to one that has served)")
+    _refuse_overlap(tx, model)
+    _intend(tx, row, _champion_id(tx, model), "promoted", actor, reason)
+
+
+def roll_back(tx: Transaction, model: str, number: int | None, actor: str, reason: str) -> int:
+    """Make a version champion again that has served before: the one before the present champion, or the one named.
+
+    Raises `NotFound`, or `Conflict` when it has never served, serves already, or another change is under way.
+    """
+    _refuse_overlap(tx, model)
+    serving = _champion_id(tx, model)
+    served = tx.execute(
+        select(version).join(promotion, promotion.c.version_id == version.c.id).where(promotion.c.model == model).order_by(promotion.c.id.desc())
+    ).all()
+    if number is not None:
+        find(tx, model, number)
+        served = [row for row in served if row.number == number]
+    if serving is not None and number is not None and served and served[0].id == serving:
+        raise Conflict(f"version {number} of {model} serves already")
+    target = next((row for row in served if row.id != serving), None)
+    if target is None:
+        raise Conflict(f"{model} has no {'such' if number else 'earlier'} version that has served; `headrace versions {model}` lists them")
+    _intend(tx, target, serving, "rolled_back", actor, reason)
+    return int(target.number)
+
+
+def _refuse_overlap(tx: Transaction, model: str) -> None:
+    if _intent(tx, model) is not None:
+        raise Conflict(f"another promotion of {model} is under way; try again in a moment")
+
+
+def _intend(tx: Transaction, row: Any, replaces: int | None, kind: str, actor: str, reason: str) -> None:
+    tx.execute(
+        insert(promotion).values(
+            model=row.model, version_id=row.id, replaces_id=replaces, kind=kind, actor=actor, reason=reason, intended_at=tx.now
+        )
+    )
+
+
+def _intent(tx: Transaction, model: str) -> Any:
+    return tx.execute(select(promotion).where(promotion.c.model == model, promotion.c.served_at.is_(None))).first()
+
+
+def intent(tx: Transaction, model: str) -> Any:
+    """The version that is to become champion and whose alias has not been moved yet, or None."""
+    found = _intent(tx, model)
+    return tx.execute(select(version).where(version.c.id == found.version_id)).one() if found is not None else None
+
+
+def served(tx: Transaction, row: Any) -> None:
+    """The alias has followed: the version is champion from here on, and everyone is told. A second call changes nothing."""
+    found = _intent(tx, row.model)
+    if found is None or found.version_id != row.id:
+        return
+    tx.execute(update(promotion).where(promotion.c.id == found.id).values(served_at=tx.now))
+    if row.state != VersionState.PROMOTED:
+        _set_state(tx, row, VersionState.PROMOTED)
+    replaced = tx.execute(select(version).where(version.c.id == found.replaces_id)).first()
+    kind = NoticeType.VERSION_ROLLED_BACK if found.kind == "rolled_back" else NoticeType.VERSION_PROMOTED
+    _tell(tx, kind, row, replaced, found.reason.split("; "), actor=found.actor)
+
+
+def _set_state(tx: Transaction, row: Any, state: VersionState) -> None:
+    check(VersionState(row.state), state)
+    tx.execute(update(version).where(version.c.id == row.id).values(state=state))
+
+
+def _tell(tx: Transaction, kind: NoticeType, row: Any, replaces: Any, reasons: list[str], **more: Any) -> None:
+    about = tx.execute(
+        select(run.c.traceparent, release.c.name.label("release_name"), release.c.commit)
+        .join(release, release.c.id == run.c.release_id)
+        .where(run.c.id == row.run_id)
+    ).one()
+    data = {
+        "model": row.model, "version": row.number, "digest": row.digest, "run": row.run_id, "release": about.release_name, "commit": about.commit,
+        "metrics": metrics(tx, row.run_id), "reasons": reasons, "replaces": replaces.number if replaces is not None else None, **more,
+    }  # fmt: skip
+    deliveries.tell(tx, kind, row.model, row.model, data, about.traceparent)
+
+
+def champion(tx: Transaction, model: str) -> Any:
+    """The version that serves, as a row; None before the first promotion."""
+    id = _champion_id(tx, model)
+    return tx.execute(select(version).where(version.c.id == id)).first() if id is not None else None
+
+
+def champion_since(tx: Transaction, model: str) -> Any:
+    """The newest served promotion, as a row."""
+    newest = select(promotion).where(promotion.c.model == model, promotion.c.served_at.is_not(None)).order_by(promotion.c.id.desc())
+    return tx.execute(newest.limit(1)).first()
+
+
+def _champion_id(tx: Transaction, model: str) -> int | None:
+    newest = champion_since(tx, model)
+    return newest.version_id if newest is not None else None
+
+
+def of_run(tx: Transaction, run_id: int) -> Any:
+    return tx.execute(select(version).where(version.c.run_id == run_id)).first()
+
+
+def find(tx: Transaction, model: str, number: int) -> Any:
+    """One version; raises `NotFound`."""
+    row = tx.execute(select(version).where(version.c.model == model, version.c.number == number)).first()
+    if row is None:
+        raise NotFound(f"there is no version {number} of {model}; `headrace versions {model}` lists those that there are")
+    return row
+
+
+def find_all(tx: Transaction, model: str, *, before: int | None, limit: int) -> list[Any]:
+    """Newest first, with a number below `before`."""
+    query = select(version).where(version.c.model == model).order_by(version.c.number.desc()).limit(limit)
+    return list(tx.execute(query.where(version.c.number < before) if before is not None else query))
+
+
+def last_verdict(tx: Transaction, version_id: int) -> Any:
+    query = select(verdict, version.c.number.label("champion")).outerjoin(version, version.c.id == verdict.c.champion_id)
+    return tx.execute(query.where(verdict.c.version_id == version_id).order_by(verdict.c.id.desc()).limit(1)).first()
+
+
+# Scores: (whose model, which rows) → metrics.
+
+
+def want_score(tx: Transaction, run_id: int, holdout: str, rows: dict[str, Any], compute_class: str) -> None:
+    """Ask for a score that nobody has made yet; a second call changes nothing."""
+    if find_score(tx, run_id, holdout) is None:
+        tx.execute(insert(score).values(run_id=run_id, holdout=holdout, rows=rows, compute_class=compute_class, tries=0))
+
+
+def store_score(
+    tx: Transaction, run_id: int, holdout: str, rows: dict[str, Any], compute_class: str, metrics: dict[str, float] | None, error: str | None
+) -> None:
+    """Keep a score, or why there is none; the first one that has metrics stays."""
+    want_score(tx, run_id, holdout, rows, compute_class)
+    mine = and_(score.c.run_id == run_id, score.c.holdout == holdout, score.c.metrics.is_(None))
+    tx.execute(update(score).where(mine).values(metrics=metrics, error=error, scored_at=tx.now, lease_until=None))
+
+
+def claim_score(tx: Transaction, run_id: int, holdout: str, lease: timedelta) -> Any:
+    """Lease a wanted score; None if it is made or being made. After three tries it is stored as impossible."""
+    row = find_score(tx, run_id, holdout)
+    if row is None or row.scored_at is not None or (row.lease_until is not None and row.lease_until > tx.now):
+        return None
+    mine = and_(score.c.run_id == run_id, score.c.holdout == holdout)
+    if row.tries >= 3:
+        tx.execute(update(score).where(mine).values(error="three workers were lost while they scored it", scored_at=tx.now))
+        return None
+    tx.execute(update(score).where(mine).values(lease_until=tx.now + lease, tries=row.tries + 1))
+    return row
+
+
+def wanted_score(tx: Transaction, compute_class: str) -> Any:
+    """A score that is wanted and that nobody makes, as (run_id, holdout); None if there is none."""
+    free = or_(score.c.lease_until.is_(None), score.c.lease_until < tx.now)
+    query = select(score.c.run_id, score.c.holdout).where(score.c.scored_at.is_(None), free, score.c.compute_class == compute_class)
+    return tx.execute(query.limit(1)).first()
+
+
+def find_score(tx: Transaction, run_id: int, holdout: str) -> Any:
+    return tx.execute(select(score).where(score.c.run_id == run_id, score.c.holdout == holdout)).first()
+
+
+def own_score(tx: Transaction, run_id: int) -> Any:
+    """The score that the run's own attempt made: the oldest one."""
+    return tx.execute(select(score).where(score.c.run_id == run_id).order_by(score.c.scored_at).limit(1)).first()
+
+
+def metrics(tx: Transaction, run_id: int) -> dict[str, float]:
+    row = own_score(tx, run_id)
+    return dict(row.metrics) if row is not None and row.metrics else {}

@@ -1,0 +1,184 @@
+"""The log store: logs that are appended to and followed, and the pump that fills one from what a child writes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import stat
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+from urllib.parse import unquote, urlsplit
+
+from shared.errors import ConfigurationError, HeadraceError, Refused, Unavailable
+
+MAX_BYTES = 50_000_000
+_TAIL_SHARE = 10  # a tenth of a bounded log is kept for its end, where the traceback stands
+_PIECE_BYTES = 1024**2
+_INTERVAL_S = 0.1
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}(?:/[a-z0-9][a-z0-9-]{0,63}){0,3}")
+
+
+class Logs(Protocol):
+    """Logs by name (`runs/17/2`: up to four parts of lower-case letters, digits and `-`), which only ever grow.
+
+    `append` answers with the new size in bytes. `read` answers with at most `limit` bytes from `offset` on and the size of the whole;
+    both are 0 where nothing was appended yet. Another name raises `Refused`.
+    """
+
+    def append(self, name: str, data: bytes) -> int: ...
+
+    def read(self, name: str, offset: int, limit: int) -> tuple[bytes, int]: ...
+
+
+def make_logs(url: str) -> Logs:
+    """The store at `url`: `file:///DIRECTORY`."""
+    parts = urlsplit(url)
+    if parts.scheme != "file" or parts.netloc or not parts.path.startswith("/"):
+        raise ConfigurationError(f"logs_url {url!r} names no log store; write file:///directory")
+    return DiskLogs(Path(unquote(parts.path)))
+
+
+class DiskLogs:
+    """One file `NAME.log` per log under `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def append(self, name: str, data: bytes) -> int:
+        path = self._place(name)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        with open(descriptor, "ab", buffering=0) as stream:
+            left = memoryview(data)
+            while left:
+                left = left[stream.write(left) :]
+            return os.fstat(descriptor).st_size
+
+    def read(self, name: str, offset: int, limit: int) -> tuple[bytes, int]:
+        if offset < 0 or limit < 0:
+            raise Refused("offset and limit of a log are not negative")
+        try:
+            with self._place(name).open("rb", buffering=0) as stream:
+                data = os.pread(stream.fileno(), limit, offset)
+                return data, os.fstat(stream.fileno()).st_size
+        except FileNotFoundError:
+            return b"", 0
+
+    def _place(self, name: str) -> Path:
+        if not _NAME.fullmatch(name):
+            raise Refused(f"{name[:100]!r} is no name of a log; write up to four parts like runs/17/2")
+        return self._root / f"{name}.log"
+
+
+class Pump:
+    """Copies the file `path`, while others append to it, into the log `name`, every 0.1 s and once more at the end.
+
+    The log is whole up to `max_bytes`; of more, its first nine tenths and its last tenth are kept, with a line between that says how
+    much is missing. The disk under what has been copied or cut is given back (Linux), so a chatty child fills no disk. A store that
+    does not answer delays the copy and stops nothing; only `stop` says so, when the last try has failed too. Use it as a context.
+    """
+
+    def __init__(self, logs: Logs, name: str, path: Path, *, max_bytes: int = MAX_BYTES) -> None:
+        self._logs = logs
+        self._name = name
+        self._path = path
+        self._tail_bytes = max_bytes // _TAIL_SHARE
+        self._head_bytes = max_bytes - self._tail_bytes
+        self._descriptor: int | None = None
+        self._copied = 0
+        self._warned = False
+        self._ended = threading.Event()
+        self._failure: OSError | HeadraceError | None = None
+        self._thread = threading.Thread(target=self._run, name=f"pump {name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Copy what is there now, and end; call it when those who write have ended. Raises what kept it from being whole."""
+        self._ended.set()
+        self._thread.join()
+        if isinstance(self._failure, HeadraceError):
+            raise self._failure
+        if self._failure is not None:
+            raise Unavailable(
+                f"the end of the log {self._name} could not be stored: {self._failure}"
+            ) from self._failure
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _run(self) -> None:
+        while not self._ended.wait(_INTERVAL_S):
+            self._try(last=False)
+        self._try(last=True)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+    def _try(self, *, last: bool) -> None:
+        try:
+            self._failure = None
+            size = self._size()
+            self._copy(min(size, self._head_bytes))
+            if size > self._head_bytes:
+                self._cut(size, last=last)
+        except (OSError, HeadraceError) as error:
+            self._failure = error
+
+    def _cut(self, size: int, *, last: bool) -> None:
+        tail_from = max(self._head_bytes, size - self._tail_bytes)
+        if tail_from > self._head_bytes and not self._warned and not last:
+            self._say(
+                f"a log keeps {self._head_bytes + self._tail_bytes:,} bytes; of what follows only the end will be kept"
+            )
+            self._warned = True
+        if self._descriptor is not None and tail_from > self._head_bytes:
+            _give_back(self._descriptor, tail_from)
+        if last:
+            if self._copied < tail_from:
+                self._say(f"{tail_from - self._head_bytes:,} bytes were cut out here")
+                self._copied = tail_from
+            self._copy(size)
+
+    def _say(self, sentence: str) -> None:
+        self._logs.append(self._name, f"\n[headrace: {sentence}]\n".encode())
+
+    def _copy(self, upto: int) -> None:
+        while self._descriptor is not None and self._copied < upto:
+            piece = os.pread(self._descriptor, min(_PIECE_BYTES, upto - self._copied), self._copied)
+            if not piece:
+                return
+            self._logs.append(self._name, piece)
+            self._copied += len(piece)
+
+    def _size(self) -> int:
+        """The size of the file, 0 before it is there; the child may put something else at its path, which is refused."""
+        if self._descriptor is None:
+            with suppress(FileNotFoundError):
+                self._descriptor = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        if self._descriptor is None:
+            return 0
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise Refused(f"{self._path.name} is no plain file; nothing is copied from it")
+        return status.st_size
+
+
+def _give_back(descriptor: int, upto: int) -> None:
+    """Free the disk blocks before `upto`; sizes and offsets stay as they are. A file system that can't do it keeps them."""
+    if sys.platform == "linux":
+        keep_size, punch_hole = 1, 2  # linux/falloc.h
+        fallocate = ctypes.CDLL(None).fallocate
+        fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+        fallocate(descriptor, keep_size | punch_hole, 0, upto)
