@@ -9,7 +9,7 @@ from datetime import datetime
 from math import isfinite
 from typing import Annotated, Literal, NoReturn, Self, TypeVar
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from shared.errors import Refused
 from shared.explain import explain, refusal
@@ -59,8 +59,6 @@ class Report(Strict):
 
 class Growth(Strict):
     """The range and size, as a CloudEvent's `data` gives them."""
-
-    model_config = ConfigDict(populate_by_name=True)
 
     from_point: Point | None = Field(None, alias="from", title="whole number or text", examples=[1000])
     to_point: Point | None = Field(None, alias="to", title="whole number or text", examples=[2000])
@@ -202,9 +200,12 @@ def _bounded(digits: str) -> int:
 
 
 def _check_characters(value: object) -> None:
-    text = json.dumps(value, ensure_ascii=False)
-    if "\\u0000" in text or any("\ud800" <= character <= "\udfff" for character in text):
+    if isinstance(value, str) and any(one == "\x00" or "\ud800" <= one <= "\udfff" for one in value):
         raise Refused("a text holds a NUL or half of a character (a lone surrogate), which no database takes")
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    for inner in value if isinstance(value, list) else ():
+        _check_characters(inner)
 
 
 def example() -> Report:

@@ -9,12 +9,12 @@ import hashlib
 import json
 from collections.abc import Iterator
 from datetime import timedelta
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, JsonValue, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from shared.datasets import Dataset, Holdout, Rest, Source, Sql
 from shared.declaration import Declaration, Gate
 from shared.errors import ConfigurationError, Refused
 from shared.explain import check, closest, refusal
@@ -22,18 +22,20 @@ from shared.notices import EVERYTHING
 from shared.subscriptions import Subscription, name_subscriptions
 from shared.toml import MAX_BYTES, KeyPath, TomlError, read_toml
 from shared.values import (
-    DatabaseUrl,
     Duration,
     EnvName,
-    Identifier,
     MetricName,
     Name,
     ReleaseChoice,
     RepositoryUrl,
-    Share,
     Strict,
     Within,
 )
+
+__all__ = [
+    "Catalog", "ComputeClass", "Dataset", "Holdout", "Model", "Policy", "Rest", "Source", "Sql", "StackOptions", "Subscription",
+    "check_declaration", "digest", "example", "load", "parse", "variables",
+]  # fmt: skip
 
 _ADVICE = {
     "password": 'put the whole URL in a variable and write url = "env:NAME"',
@@ -69,71 +71,6 @@ models = ["flight-delays"]
 types = ["version.promoted", "version.rolled_back"]
 """
 _SECOND, _DAY, _NONE = timedelta(seconds=1), timedelta(days=1), timedelta(0)
-
-_REQUIRED: dict[str, JsonValue] = {"default": "required"}
-
-
-class Sql(Strict):
-    """A table that grows: rows are noticed by a column that only rises."""
-
-    kind: Literal["sql"] = Field("sql", description="A table of a database.", json_schema_extra=_REQUIRED)
-    url: DatabaseUrl = Field(
-        description="The database; a URL that holds a password stands in a variable.", examples=["env:FLIGHTS_URL"]
-    )
-    table: Identifier = Field(description="The table or view.", examples=["flights"])
-    cursor: Identifier = Field(
-        description="An indexed column that is higher in every new row: an integer or a timestamp.", examples=["id"]
-    )
-    poll: Annotated[Duration, AfterValidator(Within(_SECOND / 10, _DAY))] = Field(
-        _SECOND,
-        description="How often to look where the database cannot tell.",
-        examples=["1s"],
-    )
-    lag: Annotated[Duration, AfterValidator(Within(_NONE, _DAY))] = Field(
-        _NONE,
-        description="Rows younger than this may still get company below them; they are read when it has passed.",
-        examples=["5s"],
-    )
-    time_column: Identifier | None = Field(
-        None, description="A column with each row's time, for `history` in a release.", examples=["time_hour"]
-    )
-
-    @property
-    def url_variable(self) -> str | None:
-        """The variable that holds the URL, where it does not stand here itself."""
-        return self.url.removeprefix("env:") if self.url.startswith("env:") else None
-
-
-class Rest(Strict):
-    """A dataset whose growth is only reported, by `POST /v1/events`."""
-
-    kind: Literal["rest"] = Field(
-        "rest", description="Growth is reported over REST and looked for nowhere.", json_schema_extra=_REQUIRED
-    )
-
-
-Source = Annotated[Sql | Rest, Field(discriminator="kind")]
-
-
-class Holdout(Strict):
-    """The rows that nobody trains on, for judging candidate and champion alike."""
-
-    newest: Share = Field(Decimal("0.1"), description="The newest part of the data.", examples=["10%"])
-    max_rows: int = Field(100_000, ge=1, le=10_000_000, description="But not more rows than these.")
-    min_rows: int = Field(100, ge=1, description="With fewer rows the verdict is *undecided*.")
-
-    @model_validator(mode="after")
-    def _bounds_in_order(self) -> Self:
-        if self.min_rows > self.max_rows:
-            raise refusal((("min_rows",), f"above max_rows = {self.max_rows}, so that no verdict could ever be made"))
-        return self
-
-
-class Dataset(Strict):
-    """A named body of data."""
-
-    source: Source = Field(description="Where its growth is noticed.")
-    holdout: Holdout = Field(Holdout(), description="The rows that nobody trains on.")
 
 
 class Policy(Strict):
@@ -203,8 +140,12 @@ class StackOptions(Strict):
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
-        ports = [port for _, port in self if port is not None]
-        twice = [((key,), f"{port} stands at another port too") for key, port in self if ports.count(port) > 1]
+        taken: dict[int, str] = {}
+        twice = [
+            ((key,), f"{port} is {taken[port]} already")
+            for key, port in self
+            if port is not None and taken.setdefault(port, key) != key
+        ]
         if twice:
             raise refusal(*twice)
         return self

@@ -49,7 +49,9 @@ def training(cut: Cut, use: Use) -> Range:
     upto = cut.upto if cut.holdout_above is None else cut.holdout_above
     since = None
     if use.history is not None and cut.newest_time is not None:
-        since = (datetime.fromisoformat(cut.newest_time) - use.history).isoformat(sep=" " if " " in cut.newest_time else "T")
+        since = (datetime.fromisoformat(cut.newest_time) - use.history).isoformat(
+            sep=" " if " " in cut.newest_time else "T"
+        )
         since = since.replace("+00:00", "Z") if cut.newest_time.endswith("Z") else since
     rows = cut.rows - cut.holdout_rows if cut.rows is not None and cut.holdout_rows is not None else cut.rows
     return Range(None, upto, rows, use.rows, since)

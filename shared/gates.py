@@ -47,12 +47,16 @@ def judge(evidence: Evidence, gates: Mapping[str, Gate]) -> Verdict:
     Without a champion the thresholds alone decide. A metric that is missing or not finite never passes.
     """
     if evidence.candidate.metrics is None and gates:
-        return Verdict(Decision.UNDECIDED, (f"the candidate has no scores: {evidence.candidate.error or 'it was not evaluated'}",))
+        return Verdict(
+            Decision.UNDECIDED, (f"the candidate has no scores: {evidence.candidate.error or 'it was not evaluated'}",)
+        )
     if evidence.holdout_rows is not None and evidence.holdout_rows < evidence.min_rows and gates:
         missing = evidence.min_rows - evidence.holdout_rows
         return Verdict(
             Decision.UNDECIDED,
-            (f"{evidence.holdout_rows:,} rows to compare on; {missing:,} more are needed (holdout.min_rows = {evidence.min_rows:,})",),
+            (
+                f"{evidence.holdout_rows:,} rows to compare on; {missing:,} more are needed (holdout.min_rows = {evidence.min_rows:,})",
+            ),
         )
     findings = [finding for name, gate in sorted(gates.items()) for finding in _check(name, gate, evidence)]
     reasons = tuple(reason for _, reason in findings) or ("no gates are set: every version that trains is promoted",)
@@ -83,7 +87,10 @@ def _compare(name: str, gate: Gate, value: float, evidence: Evidence) -> tuple[D
     base = (champion.metrics or {}).get(name)
     who = f"champion {evidence.champion_number}"
     if base is None or not math.isfinite(base):
-        return Decision.UNDECIDED, f"{name}: {who} could not be scored on the same rows: {champion.error or 'it has no such metric'}"
+        return (
+            Decision.UNDECIDED,
+            f"{name}: {who} could not be scored on the same rows: {champion.error or 'it has no such metric'}",
+        )
     bound = limit(gate, base)
     word = "at most" if gate.lower_is_better else "at least"
     passed = value <= bound if gate.lower_is_better else value >= bound
@@ -92,7 +99,9 @@ def _compare(name: str, gate: Gate, value: float, evidence: Evidence) -> tuple[D
 
 def compares(gate: Gate) -> bool:
     """Whether the gate needs the champion's score."""
-    return any(bound is not None for bound in (gate.max_drop, gate.max_drop_percent, gate.max_rise, gate.max_rise_percent))
+    return any(
+        bound is not None for bound in (gate.max_drop, gate.max_drop_percent, gate.max_rise, gate.max_rise_percent)
+    )
 
 
 def limit(gate: Gate, base: float) -> float:
@@ -100,12 +109,25 @@ def limit(gate: Gate, base: float) -> float:
     sign = 1.0 if gate.lower_is_better else -1.0
     absolute = gate.max_rise if gate.lower_is_better else gate.max_drop
     percent = gate.max_rise_percent if gate.lower_is_better else gate.max_drop_percent
-    slacks = [slack for slack in (absolute, abs(base) * percent / 100 if percent is not None else None) if slack is not None]
+    slacks = [
+        slack for slack in (absolute, abs(base) * percent / 100 if percent is not None else None) if slack is not None
+    ]
     return base + sign * min(slacks)
 
 
 def _finding(passed: bool, what: str, rule: str) -> tuple[Decision, str]:
     return (Decision.PROMOTE, f"{what}: passes ({rule})") if passed else (Decision.REJECT, f"{what}: fails ({rule})")
+
+
+def loosened(before: Mapping[str, Gate], now: Mapping[str, Gate]) -> tuple[str, ...]:
+    """What a release allows that the one before it did not: a gate that is gone or a limit that is wider."""
+    findings = [f"{name}: the gate is gone" for name in sorted(set(before) - set(now))]
+    for name in sorted(set(before) & set(now)):
+        for field in sorted(set(Gate.model_fields) - {"lower_is_better"}):
+            old, new = getattr(before[name], field), getattr(now[name], field)
+            if old is not None and (new is None or (new < old if field == "min" else new > old)):
+                findings.append(f"{name}: {field} {old:g} became {'none' if new is None else format(new, 'g')}")
+    return tuple(findings)
 
 
 def with_floor(gates: Mapping[str, Gate], floor: Mapping[str, Gate]) -> dict[str, Gate]:
@@ -120,10 +142,15 @@ def _stricter(own: Gate | None, floor: Gate | None) -> Gate:
         return kept
     if own.lower_is_better != floor.lower_is_better:
         return floor  # they contradict each other: the operator's word holds
-    pairs = {field: (getattr(own, field), getattr(floor, field)) for field in type(own).model_fields if field != "lower_is_better"}
+    pairs = {
+        field: (getattr(own, field), getattr(floor, field))
+        for field in type(own).model_fields
+        if field != "lower_is_better"
+    }
     merged = {
         field: (max if field == "min" else min)(value for value in pair if value is not None)
         for field, pair in pairs.items()
         if any(value is not None for value in pair)
     }
-    return Gate.model_validate({**merged, "lower_is_better": own.lower_is_better})
+    # not validated: limits that contradict each other let nothing pass, which is the right answer here
+    return Gate.model_construct(**merged, lower_is_better=own.lower_is_better)

@@ -74,9 +74,13 @@ def read_tree(root: Path) -> Manifest:
     files = []
     for path in sorted(root.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise Refused(f"invalid_bundle: {path.relative_to(root)} is a link or a device; a bundle holds plain files only")
+            raise Refused(
+                f"invalid_bundle: {path.relative_to(root)} is a link or a device; a bundle holds plain files only"
+            )
         if path.is_file():
-            files.append(File(path=path.relative_to(root).as_posix(), sha256=hash_file(path), size_bytes=path.stat().st_size))
+            files.append(
+                File(path=path.relative_to(root).as_posix(), sha256=hash_file(path), size_bytes=path.stat().st_size)
+            )
     try:
         return Manifest(files=tuple(sorted(files, key=lambda file: file.path)))
     except ValueError as error:

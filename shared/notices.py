@@ -36,11 +36,13 @@ PATTERNS = (EVERYTHING, *sorted({f"{kind.split('.')[0]}.*" for kind in NoticeTyp
 """What a subscription may name: every type, all of one noun, or one type."""
 
 
-def check_rfc3339(value: object) -> object:
+def parse_time(value: object) -> object:
     """Text in the one form that everybody reads alike; pydantic alone would take `"1700000000"` too."""
-    if isinstance(value, str) and not re.fullmatch(_RFC3339, value, re.ASCII):
+    if not isinstance(value, str):
+        return value
+    if not re.fullmatch(_RFC3339, value, re.ASCII):
         raise ValueError("a time has a date, a time of day and a zone (RFC 3339)")
-    return value
+    return datetime.fromisoformat(value.upper())
 
 
 def to_utc(value: datetime) -> datetime:
@@ -58,7 +60,7 @@ def check_traceparent(text: str) -> str:
 
 
 Traceparent = Annotated[str, AfterValidator(check_traceparent)]
-Time = Annotated[datetime, BeforeValidator(check_rfc3339), AfterValidator(to_utc), Field(title="time")]
+Time = Annotated[datetime, BeforeValidator(parse_time), AfterValidator(to_utc), Field(title="time")]
 
 
 class Notice(Strict):

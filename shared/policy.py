@@ -48,10 +48,18 @@ def due_at(policy: Policy, facts: Facts) -> Due:
     if facts.rows is not None and facts.rows < policy.min_rows:
         if latest is None:
             return Due(None, f"has {facts.rows:,} new rows and waits for {policy.min_rows:,} (min_rows)")
-        return _after_cooldown(policy, facts, latest, f"has {facts.rows:,} of {policy.min_rows:,} rows (min_rows) and waits no longer than {_span(policy.max_wait)} (max_wait)")
+        return _after_cooldown(
+            policy,
+            facts,
+            latest,
+            f"has {facts.rows:,} of {policy.min_rows:,} rows (min_rows) and waits no longer than {_span(policy.max_wait)} (max_wait)",
+        )
     at, sentence = facts.last_at, f"has {_rows(facts.rows)}, enough to start"
     if policy.quiet:
-        at, sentence = at + policy.quiet, f"has {_rows(facts.rows)} and waits until none has come for {_span(policy.quiet)} (quiet)"
+        at, sentence = (
+            at + policy.quiet,
+            f"has {_rows(facts.rows)} and waits until none has come for {_span(policy.quiet)} (quiet)",
+        )
     if latest is not None and latest < at:
         at, sentence = latest, f"has {_rows(facts.rows)} and waits no longer than {_span(policy.max_wait)} (max_wait)"
     return _after_cooldown(policy, facts, at, sentence)
@@ -59,7 +67,9 @@ def due_at(policy: Policy, facts: Facts) -> Due:
 
 def _after_cooldown(policy: Policy, facts: Facts, at: datetime, sentence: str) -> Due:
     if policy.cooldown and facts.last_ended_at is not None and facts.last_ended_at + policy.cooldown > at:
-        return Due(facts.last_ended_at + policy.cooldown, f"rests {_span(policy.cooldown)} after the last run (cooldown)")
+        return Due(
+            facts.last_ended_at + policy.cooldown, f"rests {_span(policy.cooldown)} after the last run (cooldown)"
+        )
     return Due(at, sentence)
 
 

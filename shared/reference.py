@@ -18,7 +18,7 @@ from shared.values import Within
 _INTRODUCTION = """\
 # Configuration
 
-Rendered from the definitions in `shared/catalog.py` and `shared/declaration.py`; a test keeps it equal.
+Rendered from the definitions in `shared/catalog.py`, `shared/datasets.py`, `shared/subscriptions.py` and `shared/declaration.py`; a test keeps it equal.
 
 A *name* has at most 63 small letters, digits and `.` `_` `-`, a letter or digit first. A *duration* is text: a whole number with one
 unit of `ms`, `s`, `m`, `h` or `d`. A *share* is text: `"10%"`. A key that is not listed here is refused, with its line.
@@ -61,7 +61,9 @@ def _row(name: str, field: FieldInfo) -> str:
     limits = ", ".join(dict.fromkeys(_limits(field)))
     value = (f"{describe_field(field)}, {limits}" if limits else describe_field(field)).replace("|", "\\|")
     said = field.json_schema_extra["default"] if isinstance(field.json_schema_extra, dict) else None
-    default = said or ("required" if field.is_required() else f"`{toml_value(field.default)}`" if field.default else "")
+    default = said or (
+        "required" if field.is_required() else "" if field.default is None else f"`{toml_value(field.default)}`"
+    )
     example = f" Example: `{toml_value(field.examples[0])}`" if field.examples else ""
     return f"| `{name}` | {value} | {default} | {field.description}{example} |"
 

@@ -27,7 +27,9 @@ _SECRET = re.compile(r"_URL$|_SECRET|_PASSWORD|_TOKEN|_KEY", re.IGNORECASE)
 class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    state_dir: Path = Field(description="where this process keeps its own files: mirrors, checkouts, environments, scratch")
+    state_dir: Path = Field(
+        description="where this process keeps its own files: mirrors, checkouts, environments, scratch"
+    )
     ledger_url: str = Field(description="SQLAlchemy URL of the ledger")
     redis_url: str = Field(description="URL of the Celery broker")
     mlflow_url: str = Field(default="http://127.0.0.1:5000", description="MLflow's tracking server")
@@ -35,13 +37,21 @@ class Settings(BaseModel):
     logs_url: str = Field(description="where run logs are kept: file:///…")
     api_host: str = Field(default="127.0.0.1")
     api_port: int = Field(default=8080, ge=0, le=65535)
-    index_url: str | None = Field(default=None, description="the package index that models are installed from; uv's default without it")
-    lease_s: float = Field(default=30.0, gt=0, description="seconds after which a silent worker's run may be claimed by another")
-    heartbeat_s: float = Field(default=10.0, gt=0, description="seconds between two heartbeats; at most a third of the lease")
+    index_url: str | None = Field(
+        default=None, description="the package index that models are installed from; uv's default without it"
+    )
+    lease_s: float = Field(
+        default=30.0, gt=0, description="seconds after which a silent worker's run may be claimed by another"
+    )
+    heartbeat_s: float = Field(
+        default=10.0, gt=0, description="seconds between two heartbeats; at most a third of the lease"
+    )
     look_s: float = Field(default=3.0, gt=0, description="seconds between two looks of a free worker into the ledger")
     compute_class: str = Field(default="standard", description="the compute class that this trainer serves")
     slots: int = Field(default=1, ge=1, description="runs that this trainer takes at once")
-    private_networks: tuple[str, ...] = Field(default=(), description="networks that webhooks may reach although they are private")
+    private_networks: tuple[str, ...] = Field(
+        default=(), description="networks that webhooks may reach although they are private"
+    )
     process: str = Field(default="headrace", description="the name of this process in logs and leases")
 
     @property
@@ -66,7 +76,9 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         try:
             values = json.loads(Path(path).read_text())
         except (OSError, ValueError) as error:
-            raise ConfigurationError(f"the settings cannot be read ({error}); {FILE} must name a JSON file", file=path) from error
+            raise ConfigurationError(
+                f"the settings cannot be read ({error}); {FILE} must name a JSON file", file=path
+            ) from error
     for name in Settings.model_fields:
         if (value := environ.get(f"HEADRACE_{name.upper()}")) is not None:
             values[name] = value.split(",") if name == "private_networks" else value
@@ -76,7 +88,9 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise ConfigurationError(f"settings: {wrong} (set HEADRACE_<NAME> or the key in the file of {FILE})") from error
     if settings.heartbeat_s * 3 > settings.lease_s:
-        raise ConfigurationError(f"heartbeat_s = {settings.heartbeat_s} is too long for lease_s = {settings.lease_s}: at most a third of it")
+        raise ConfigurationError(
+            f"heartbeat_s = {settings.heartbeat_s} is too long for lease_s = {settings.lease_s}: at most a third of it"
+        )
     if environ is os.environ:
         _hide(name for name in os.environ if name.startswith("HEADRACE_") and _SECRET.search(name))
     return settings
@@ -88,7 +102,9 @@ def resolve(reference: str) -> str:
         return reference
     value = variable(name := reference.removeprefix("env:"))
     if value is None:
-        raise ConfigurationError(f"the variable {name} is not set: start this process with it (the configuration says {reference!r})")
+        raise ConfigurationError(
+            f"the variable {name} is not set: start this process with it (the configuration says {reference!r})"
+        )
     return value
 
 

@@ -16,7 +16,7 @@ KeyPath = tuple[str | int, ...]
 MAX_BYTES = 1024**2
 MAX_DEPTH = 32
 _STATEMENT_END = re.compile(r"""[\]}"']\s*$|#""")
-_MAX_STATEMENT_LINES = 500
+_MAX_TRIES = 500
 
 
 class TomlError(ValueError):
@@ -144,15 +144,17 @@ def _locate(text: str) -> Iterator[tuple[KeyPath, int]]:
 
 def _statements(text: str) -> Iterator[tuple[int, str]]:
     held: list[str] = []
+    tries = 0
     for number, line in enumerate(text.split("\n"), 1):
         held.append(line)
         if len(held) > 1 and not _STATEMENT_END.search(line):
             continue  # inside a list or a text of several lines: saves a parse of all lines held
-        if len(held) > _MAX_STATEMENT_LINES:
+        if tries > _MAX_TRIES:
             return  # what follows is found at its table at best; nobody waits for a quadratic search
+        tries += 1
         if _parses("\n".join(held)):
             yield number - len(held) + 1, "\n".join(held)
-            held = []
+            held, tries = [], 0
 
 
 def _parses(statement: str) -> bool:

@@ -6,14 +6,14 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 from shared.errors import Refused, Transient
 
 MAX_FILES = 20_000
 MAX_BYTES = 1024**3
-_MAX_LINK_BYTES = 4096
+_MAX_LINK_BYTES = 1024
 _LINK = "120000"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 
@@ -43,8 +43,12 @@ def read_listing(listing: bytes) -> tuple[Entry, ...]:
 
 def check_tree(entries: Sequence[Entry]) -> list[Entry]:
     """The entries in the order for `write_tree`; raises `Refused` on what is no plain file or link, or too much."""
+    names = {entry.path.casefold() for entry in entries}
     for entry in entries:
         _check_name(entry.path)
+        # A link that is a directory too would have what is below it written where it leads to.
+        if any(parent.as_posix() in names for parent in PurePosixPath(entry.path.casefold()).parents):
+            raise _twice(entry.path)
         if entry.mode == "160000":
             raise Refused(
                 f"{entry.path} is a submodule, and those are not fetched; put its files into the repository, or depend on a package"
@@ -70,13 +74,11 @@ def write_tree(entries: Sequence[Entry], contents: IO[bytes], root: Path) -> Non
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if entry.mode == _LINK:
-                os.symlink(b"".join(_blob(contents, entry)), os.fsencode(path))
+                _write_link(path, entry, b"".join(_blob(contents, entry)))
             else:
                 _write_file(path, entry, _blob(contents, entry))
-        except (FileExistsError, NotADirectoryError) as error:
-            raise Refused(
-                f"{entry.path} stands there twice (case does not tell files apart everywhere); rename one of them"
-            ) from error
+        except FileExistsError as error:
+            raise _twice(entry.path) from error
     for link in links:
         if not Path(os.path.realpath(root / link.path)).is_relative_to(os.path.realpath(root)):
             raise Refused(f"the link {link.path} leads out of the repository; replace it by the file itself")
@@ -117,3 +119,13 @@ def _write_file(path: Path, entry: Entry, pieces: Iterator[bytes]) -> None:
                     "put the file itself into git, or read it from a dataset"
                 )
             stream.write(piece)
+
+
+def _write_link(path: Path, entry: Entry, target: bytes) -> None:
+    if not target or b"\0" in target:
+        raise Refused(f"the link {entry.path} leads nowhere; replace it by the file itself")
+    os.symlink(target, os.fsencode(path))
+
+
+def _twice(path: str) -> Refused:
+    return Refused(f"{path} stands there twice (case does not tell files apart everywhere); rename one of them")

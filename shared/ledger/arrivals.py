@@ -33,10 +33,14 @@ def receive(tx: Transaction, told: Report) -> Receipt:
     """
     config = configuration.in_force(tx).catalog
     if told.dataset not in config.datasets:
-        raise NotFound(f"there is no dataset {told.dataset!r}; known are: {', '.join(sorted(config.datasets)) or 'none'}")
+        raise NotFound(
+            f"there is no dataset {told.dataset!r}; known are: {', '.join(sorted(config.datasets)) or 'none'}"
+        )
     pollable = config.datasets[told.dataset].source.kind != "rest"
     if told.event_id is not None:
-        first = tx.execute(select(report).where(report.c.source == told.source, report.c.event_id == told.event_id)).first()
+        first = tx.execute(
+            select(report).where(report.c.source == told.source, report.c.event_id == told.event_id)
+        ).first()
         if first is not None:
             return Receipt(first.arrival_id, repeated=True, nudged=pollable)
     if pollable:
@@ -92,7 +96,14 @@ def _store(
     }
     id = int(tx.execute(insert(arrival).values(**values)).inserted_primary_key[0])
     datasets.move(tx, dataset, before, replace(after, arrival=id), owner)
-    data = {"arrival": id, "dataset": dataset, "from": values["above"], "to": values["upto"], "rows": rows, "origin": origin}
+    data = {
+        "arrival": id,
+        "dataset": dataset,
+        "from": values["above"],
+        "to": values["upto"],
+        "rows": rows,
+        "origin": origin,
+    }
     deliveries.tell(tx, NoticeType.ARRIVAL_OBSERVED, dataset, None, data, values["traceparent"])
     what = "new data of unknown size" if rows is None else f"{rows:,} new rows"
     return id, tuple(planning.plan_for_dataset(tx, dataset, f"{what} in {dataset}", values["traceparent"]))
@@ -102,7 +113,11 @@ def _file(tx: Transaction, told: Report, arrival_id: int | None) -> None:
     if told.event_id is not None:
         tx.execute(
             insert(report).values(
-                source=told.source, event_id=told.event_id, dataset=told.dataset, arrival_id=arrival_id, received_at=tx.now
+                source=told.source,
+                event_id=told.event_id,
+                dataset=told.dataset,
+                arrival_id=arrival_id,
+                received_at=tx.now,
             )
         )
 
@@ -126,7 +141,9 @@ def find_all(tx: Transaction, *, dataset: str | None, before: int | None, limit:
 
 
 def newest(tx: Transaction, dataset: str) -> int:
-    return int(tx.execute(select(func.coalesce(func.max(arrival.c.id), 0)).where(arrival.c.dataset == dataset)).scalar_one())
+    return int(
+        tx.execute(select(func.coalesce(func.max(arrival.c.id), 0)).where(arrival.c.dataset == dataset)).scalar_one()
+    )
 
 
 def covered_by(tx: Transaction, cut: dict[str, Any], after: dict[str, Any]) -> list[int]:

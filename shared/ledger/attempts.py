@@ -106,7 +106,12 @@ def _bury(tx: Transaction, row: Any) -> bool:
     """Close the attempt of a worker that went silent; True if the run ends with it."""
     _close(tx, row.id, row.token, "lost", {"kind": "lost_worker", "message": f"{row.lease_owner} went silent"}, None)
     if row.cancel_reason is not None:
-        planning.end(tx, row, RunState.CANCELLED, {"kind": "cancelled", "message": row.cancel_reason, "advice": "retry it with `headrace retry`"})
+        planning.end(
+            tx,
+            row,
+            RunState.CANCELLED,
+            {"kind": "cancelled", "message": row.cancel_reason, "advice": "retry it with `headrace retry`"},
+        )
         return True
     if row.lost + 1 >= policy.LOST_WORKERS:
         error = Failure(
@@ -124,7 +129,9 @@ def _freeze(tx: Transaction, row: Any) -> dict[str, Any] | None:
     release = releases.in_force(tx, row.model)
     if release is None or row.model not in configuration.in_force(tx).catalog.models:
         return None
-    cut = {name: part.to_json() for name, part in sorted(datasets.known(tx, list(release.declaration.datasets)).items())}
+    cut = {
+        name: part.to_json() for name, part in sorted(datasets.known(tx, list(release.declaration.datasets)).items())
+    }
     return {"release_id": release.id, "cut": cut, "cut_digest": digest(cut)}
 
 
@@ -160,7 +167,9 @@ def _cut(row: Any) -> dict[str, Cut]:
     return {name: Cut.from_json(part) for name, part in row.cut.items()}
 
 
-def beat(tx: Transaction, id: int, token: int, lease: timedelta, progress: float | None = None, note: str | None = None) -> str | None:
+def beat(
+    tx: Transaction, id: int, token: int, lease: timedelta, progress: float | None = None, note: str | None = None
+) -> str | None:
     """Keep the lease and tell the progress (0 to 1); returns why a person wants the run to stop, if so. Raises `Fenced`."""
     values: dict[str, Any] = {"lease_until": tx.now + lease}
     if progress is not None:
@@ -188,7 +197,9 @@ def fail(tx: Transaction, id: int, token: int, failure: Failure, seconds: dict[s
         planning.end(tx, row, RunState.FAILED, error, failures=failures)
         return RunState.FAILED
     pause = policy.retry_after(failures)
-    _hand_over(tx, id, token, pause, f"tries again after {failure.kind}: {failure.message}", failures=failures, error=error)
+    _hand_over(
+        tx, id, token, pause, f"tries again after {failure.kind}: {failure.message}", failures=failures, error=error
+    )
     return RunState.RETRYING
 
 
@@ -202,13 +213,23 @@ def hand_back(tx: Transaction, id: int, token: int, why: str, seconds: dict[str,
 def cancelled(tx: Transaction, id: int, token: int, seconds: dict[str, float]) -> None:
     """running → cancelled, by the worker that has stopped the child. Raises `Fenced`."""
     row = owned(tx, id, token)
-    error = {"kind": "cancelled", "message": row.cancel_reason or "cancelled", "advice": "retry it with `headrace retry`"}
+    error = {
+        "kind": "cancelled",
+        "message": row.cancel_reason or "cancelled",
+        "advice": "retry it with `headrace retry`",
+    }
     _close(tx, id, token, "cancelled", error, seconds)
     planning.end(tx, row, RunState.CANCELLED, error)
 
 
 def _hand_over(tx: Transaction, id: int, token: int, pause: timedelta, sentence: str, **values: Any) -> None:
-    values |= {"state": RunState.RETRYING, "due_at": tx.now + pause, "sentence": sentence, "lease_owner": None, "lease_until": None}
+    values |= {
+        "state": RunState.RETRYING,
+        "due_at": tx.now + pause,
+        "sentence": sentence,
+        "lease_owner": None,
+        "lease_until": None,
+    }
     _fenced_update(tx, id, token, values)
 
 
@@ -226,7 +247,9 @@ def _fenced_update(tx: Transaction, id: int, token: int, values: dict[str, Any])
         raise Fenced(f"run {id} is no longer held by claim {token}")
 
 
-def _close(tx: Transaction, id: int, token: int, outcome: str, error: dict[str, Any] | None, seconds: dict[str, float] | None) -> None:
+def _close(
+    tx: Transaction, id: int, token: int, outcome: str, error: dict[str, Any] | None, seconds: dict[str, float] | None
+) -> None:
     tx.execute(
         update(attempt)
         .where(attempt.c.run_id == id, attempt.c.number == token, attempt.c.ended_at.is_(None))

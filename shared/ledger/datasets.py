@@ -15,7 +15,9 @@ from shared.ledger.tables import dataset
 
 def known(tx: Transaction, names: tuple[str, ...] | list[str]) -> dict[str, Cut]:
     """The cuts of those datasets of which anything is known."""
-    rows = tx.execute(select(dataset.c.name, dataset.c.cut).where(dataset.c.name.in_(names), dataset.c.cut.is_not(None)))
+    rows = tx.execute(
+        select(dataset.c.name, dataset.c.cut).where(dataset.c.name.in_(names), dataset.c.cut.is_not(None))
+    )
     return {row.name: Cut.from_json(row.cut) for row in rows if row.cut is not None}
 
 

@@ -20,7 +20,14 @@ from shared.notices import NoticeType
 from shared.subscriptions import Subscription
 
 
-def tell(tx: Transaction, kind: NoticeType, subject: str, model: str | None, data: dict[str, Any], traceparent: str | None = None) -> int:
+def tell(
+    tx: Transaction,
+    kind: NoticeType,
+    subject: str,
+    model: str | None,
+    data: dict[str, Any],
+    traceparent: str | None = None,
+) -> int:
     """Write one notice and a delivery for each subscription that wants it, in the caller's transaction; returns its sequence number.
 
     The number comes from a counter row of the same transaction, so that numbers become visible in their order (SPIKES of late commits:
@@ -29,7 +36,14 @@ def tell(tx: Transaction, kind: NoticeType, subject: str, model: str | None, dat
     sequence = _next(tx, "notice")
     tx.execute(
         insert(notice).values(
-            sequence=sequence, event_id=str(uuid.uuid4()), type=kind, subject=subject, model=model, data=data, traceparent=traceparent, at=tx.now
+            sequence=sequence,
+            event_id=str(uuid.uuid4()),
+            type=kind,
+            subject=subject,
+            model=model,
+            data=data,
+            traceparent=traceparent,
+            at=tx.now,
         )
     )
     for subscription in configuration.in_force(tx).catalog.subscriptions:
@@ -48,7 +62,9 @@ def tell(tx: Transaction, kind: NoticeType, subject: str, model: str | None, dat
 
 
 def _next(tx: Transaction, name: str) -> int:
-    value = tx.execute(update(counter).where(counter.c.name == name).values(value=counter.c.value + 1).returning(counter.c.value)).scalar()
+    value = tx.execute(
+        update(counter).where(counter.c.name == name).values(value=counter.c.value + 1).returning(counter.c.value)
+    ).scalar()
     if value is None:
         tx.execute(insert(counter).values(name=name, value=1))
         return 1
@@ -106,7 +122,9 @@ def undelivered(tx: Transaction, id: str, answer: int | None, error: str, again_
     tx.execute(
         update(delivery)
         .where(delivery.c.id == id, delivery.c.state == DeliveryState.PENDING)
-        .values(due_at=tx.now + again_in, lease_until=None, attempts=delivery.c.attempts + 1, answer=answer, error=error)
+        .values(
+            due_at=tx.now + again_in, lease_until=None, attempts=delivery.c.attempts + 1, answer=answer, error=error
+        )
     )
 
 
@@ -115,7 +133,15 @@ def _end(tx: Transaction, id: str, state: DeliveryState, answer: int | None, err
     tx.execute(
         update(delivery)
         .where(delivery.c.id == id, delivery.c.state == DeliveryState.PENDING)
-        .values(state=state, lease_until=None, due_at=None, attempts=delivery.c.attempts + 1, answer=answer, error=error, ended_at=tx.now)
+        .values(
+            state=state,
+            lease_until=None,
+            due_at=None,
+            attempts=delivery.c.attempts + 1,
+            answer=answer,
+            error=error,
+            ended_at=tx.now,
+        )
     )
 
 
@@ -126,11 +152,19 @@ def replay(tx: Transaction, id: str) -> None:
         raise NotFound(f"there is no delivery {id}")
     if state != DeliveryState.FAILED:
         raise Conflict(f"delivery {id} is {state}; only a failed one can be replayed")
-    tx.execute(update(delivery).where(delivery.c.id == id).values(state=DeliveryState.PENDING, due_at=tx.now, attempts=0, ended_at=None))
+    tx.execute(
+        update(delivery)
+        .where(delivery.c.id == id)
+        .values(state=DeliveryState.PENDING, due_at=tx.now, attempts=0, ended_at=None)
+    )
 
 
-def next_due(tx: Transaction) -> datetime | None:
-    due: datetime | None = tx.execute(select(func.min(delivery.c.due_at)).where(delivery.c.state == DeliveryState.PENDING)).scalar()
+def next_due(tx: Transaction, busy: Sequence[str] = ()) -> datetime | None:
+    """When the next delivery is due that nobody sends, to a subscription that is not in `busy`."""
+    waiting = (delivery.c.state == DeliveryState.PENDING, delivery.c.subscription.not_in(busy))
+    due: datetime | None = tx.execute(
+        select(func.min(func.coalesce(delivery.c.lease_until, delivery.c.due_at))).where(*waiting)
+    ).scalar()
     return due
 
 
@@ -153,7 +187,9 @@ def of_subject(tx: Transaction, subject: str) -> list[Any]:
 
 
 def count(tx: Transaction) -> dict[str, int]:
-    return {state: number for state, number in tx.execute(select(delivery.c.state, func.count()).group_by(delivery.c.state))}
+    return {
+        state: number for state, number in tx.execute(select(delivery.c.state, func.count()).group_by(delivery.c.state))
+    }
 
 
 def _notice(row: Any) -> notices.Notice:

@@ -61,7 +61,11 @@ def _uses(tx: Transaction, model: str, dataset: str) -> bool | None:
 
 def _fate(tx: Transaction, model: str, arrival: Any, uses: bool) -> Fate:
     """The earliest run whose cut covers it and that has not failed or been cancelled; else the waiting run; else the last that has."""
-    covering = [row for row in _claimed(tx, model) if ((row.cut or {}).get(arrival.dataset) or {}).get("arrival", 0) >= arrival.id]
+    covering = [
+        row
+        for row in _claimed(tx, model)
+        if ((row.cut or {}).get(arrival.dataset) or {}).get("arrival", 0) >= arrival.id
+    ]
     good = next((row for row in covering if row.state not in (RunState.FAILED, RunState.CANCELLED)), None)
     if good is not None and good.state == RunState.TRAINED:
         return _trained(tx, model, good)
@@ -69,7 +73,9 @@ def _fate(tx: Transaction, model: str, arrival: Any, uses: bool) -> Fate:
         return Fate(model, FateKind.WAITS, good.id, None, None, f"is in run {good.id}, which {describe(tx, good)}")
     waiting = runs.find_waiting(tx, model)
     if uses and waiting is not None:
-        return Fate(model, FateKind.WAITS, waiting.id, None, None, f"waits in run {waiting.id}, which {describe(tx, waiting)}")
+        return Fate(
+            model, FateKind.WAITS, waiting.id, None, None, f"waits in run {waiting.id}, which {describe(tx, waiting)}"
+        )
     if covering:
         last = covering[-1]
         kind = FateKind.FAILED if last.state == RunState.FAILED else FateKind.CANCELLED
@@ -91,7 +97,14 @@ def _trained(tx: Transaction, model: str, row: Any) -> Fate:
     version = versions.of_run(tx, row.id)
     if version is None:
         why = f" ({row.registration_error})" if row.registration_error else ""
-        return Fate(model, FateKind.TRAINED, row.id, None, None, f"was trained in run {row.id}, which waits to be registered in MLflow{why}")
+        return Fate(
+            model,
+            FateKind.TRAINED,
+            row.id,
+            None,
+            None,
+            f"was trained in run {row.id}, which waits to be registered in MLflow{why}",
+        )
     verdict = versions.last_verdict(tx, version.id)
     decision = verdict.decision if verdict is not None else None
     ending = {
@@ -100,7 +113,14 @@ def _trained(tx: Transaction, model: str, row: Any) -> Fate:
         VersionState.REJECTED: "was rejected",
         VersionState.AWAITING: "awaits a person's word" if decision == "promote" else "awaits evidence",
     }[VersionState(version.state)]
-    return Fate(model, FateKind.TRAINED, row.id, version.number, decision, f"was trained in run {row.id}; version {version.number} {ending}")
+    return Fate(
+        model,
+        FateKind.TRAINED,
+        row.id,
+        version.number,
+        decision,
+        f"was trained in run {row.id}; version {version.number} {ending}",
+    )
 
 
 def _claimed(tx: Transaction, model: str) -> list[Any]:
@@ -113,7 +133,11 @@ def describe(tx: Transaction, row: Any) -> str:
         case RunState.WAITING | RunState.RETRYING:
             return _waiting(tx, row)
         case RunState.RUNNING:
-            done = f" ({row.progress:.0%}{', ' + row.progress_note if row.progress_note else ''})" if row.progress is not None else ""
+            done = (
+                f" ({row.progress:.0%}{', ' + row.progress_note if row.progress_note else ''})"
+                if row.progress is not None
+                else ""
+            )
             stopping = f"; it is being cancelled: {row.cancel_reason}" if row.cancel_reason else ""
             return f"is training on {row.lease_owner}, attempt {row.token}{done}{stopping}"
         case RunState.TRAINED:
@@ -164,7 +188,11 @@ def _release_news(tx: Transaction, model: str) -> list[str]:
 def _source_news(tx: Transaction, model: str) -> list[str]:
     in_force = releases.in_force(tx, model)
     used = in_force.declaration.datasets if in_force is not None else {}
-    return [f"Dataset {row.name} cannot be read: {row.error}" for row in datasets.find_all(tx) if row.name in used and row.error]
+    return [
+        f"Dataset {row.name} cannot be read: {row.error}"
+        for row in datasets.find_all(tx)
+        if row.name in used and row.error
+    ]
 
 
 def _run_news(tx: Transaction, model: str) -> list[str]:
@@ -172,7 +200,11 @@ def _run_news(tx: Transaction, model: str) -> list[str]:
     news = [f"Run {row.id} ({row.reason}) {describe(tx, row)}." for row in rows]
     if not rows:
         last = next(iter(runs.find_all(tx, model=model, limit=1)), None)
-        news.append(f"Nothing new since run {last.id} ({last.reason}), which {describe(tx, last)}." if last is not None else "It has never been trained.")
+        news.append(
+            f"Nothing new since run {last.id} ({last.reason}), which {describe(tx, last)}."
+            if last is not None
+            else "It has never been trained."
+        )
     return news
 
 
@@ -185,7 +217,11 @@ def _version_news(tx: Transaction, model: str) -> list[str]:
         reasons = f": {'; '.join(verdict.reasons)}" if verdict is not None else ""
         news.append(f"Version {newest.number} (run {newest.run_id}) is {newest.state}{reasons}.")
     since = versions.champion_since(tx, model)
-    serves = f"Version {champion.number} serves since {_time(since.served_at)}." if champion is not None else "No version serves yet."
+    serves = (
+        f"Version {champion.number} serves since {_time(since.served_at)}."
+        if champion is not None
+        else "No version serves yet."
+    )
     return [*news, serves]
 
 

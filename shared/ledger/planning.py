@@ -17,7 +17,9 @@ from shared.notices import NoticeType
 from shared.policy import Facts
 
 
-def plan(tx: Transaction, model: str, reason: str, *, asked: bool = False, traceparent: str | None = None) -> int | None:
+def plan(
+    tx: Transaction, model: str, reason: str, *, asked: bool = False, traceparent: str | None = None
+) -> int | None:
     """Plan a run, or join the one that waits (I4); None while the model has no valid release. Works out when it is due."""
     config, release = configuration.in_force(tx), releases.in_force(tx, model)
     if release is None or model not in config.catalog.models:
@@ -33,7 +35,9 @@ def plan(tx: Transaction, model: str, reason: str, *, asked: bool = False, trace
         id = int(tx.execute(insert(run).values(traceparent=traceparent, **values)).inserted_primary_key[0])
     else:
         id = int(waiting.id)
-        joined = waiting.reason if reason in waiting.reason or len(waiting.reason) > 300 else f"{waiting.reason}; {reason}"
+        joined = (
+            waiting.reason if reason in waiting.reason or len(waiting.reason) > 300 else f"{waiting.reason}; {reason}"
+        )
         tx.execute(update(run).where(run.c.id == id).values(reason=joined, asked=asked or waiting.asked, **values))
     replan(tx, model)
     return id
@@ -98,8 +102,13 @@ def gather(tx: Transaction, waiting: Any, names: tuple[str, ...]) -> Facts:
     for name in names:
         after = (base.get(name) or {}).get("arrival") or 0
         one = tx.execute(
-            select(func.count(), func.sum(arrival.c.rows), func.count(arrival.c.rows), func.min(arrival.c.observed_at), func.max(arrival.c.observed_at))
-            .where(arrival.c.dataset == name, arrival.c.id > after)
+            select(
+                func.count(),
+                func.sum(arrival.c.rows),
+                func.count(arrival.c.rows),
+                func.min(arrival.c.observed_at),
+                func.max(arrival.c.observed_at),
+            ).where(arrival.c.dataset == name, arrival.c.id > after)
         ).one()
         if one[0]:
             counts, rows, unknown = counts + one[0], rows + (one[1] or 0), unknown or one[2] < one[0]
@@ -137,7 +146,12 @@ def cancel(tx: Transaction, id: int, reason: str) -> RunState:
 
 
 def _cancel_now(tx: Transaction, row: Any, reason: str) -> None:
-    end(tx, row, RunState.CANCELLED, {"kind": "cancelled", "message": reason, "advice": "retry it with `headrace retry`"})
+    end(
+        tx,
+        row,
+        RunState.CANCELLED,
+        {"kind": "cancelled", "message": reason, "advice": "retry it with `headrace retry`"},
+    )
 
 
 def end(tx: Transaction, row: Any, state: RunState, error: dict[str, Any] | None, **values: Any) -> None:
@@ -146,7 +160,16 @@ def end(tx: Transaction, row: Any, state: RunState, error: dict[str, Any] | None
     tx.execute(
         update(run)
         .where(run.c.id == row.id)
-        .values(state=state, finished_at=tx.now, due_at=None, lease_until=None, lease_owner=None, error=error, sentence="", **values)
+        .values(
+            state=state,
+            finished_at=tx.now,
+            due_at=None,
+            lease_until=None,
+            lease_owner=None,
+            error=error,
+            sentence="",
+            **values,
+        )
     )
     if error is not None:
         kind = NoticeType.RUN_CANCELLED if state is RunState.CANCELLED else NoticeType.RUN_FAILED

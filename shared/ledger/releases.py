@@ -64,12 +64,16 @@ def looked(tx: Transaction, model_name: str, error: str | None) -> None:
 
 def seen(tx: Transaction, model_name: str) -> Any:
     """The newest release of a model, valid or not, as a row; None before the first."""
-    return tx.execute(select(release).join(model, model.c.seen_id == release.c.id).where(model.c.name == model_name)).first()
+    return tx.execute(
+        select(release).join(model, model.c.seen_id == release.c.id).where(model.c.name == model_name)
+    ).first()
 
 
 def in_force(tx: Transaction, model_name: str) -> Release | None:
     """The newest valid release."""
-    row = tx.execute(select(release).join(model, model.c.release_id == release.c.id).where(model.c.name == model_name)).first()
+    row = tx.execute(
+        select(release).join(model, model.c.release_id == release.c.id).where(model.c.name == model_name)
+    ).first()
     return _release(row) if row is not None else None
 
 

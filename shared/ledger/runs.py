@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import and_, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, func, or_, select, update
 
 from shared.errors import NotFound
 from shared.ledger.session import Transaction
@@ -32,7 +32,9 @@ def find_busy(tx: Transaction, model: str) -> Any:
     return tx.execute(select(run).where(run.c.model == model, run.c.state.in_(BUSY))).first()
 
 
-def find_all(tx: Transaction, *, model: str | None = None, state: str | None = None, before: int | None = None, limit: int = 50) -> list[Any]:
+def find_all(
+    tx: Transaction, *, model: str | None = None, state: str | None = None, before: int | None = None, limit: int = 50
+) -> list[Any]:
     """Newest first, with an id below `before`."""
     query = select(run).order_by(run.c.id.desc()).limit(limit)
     for column, value in ((run.c.model, model), (run.c.state, state)):
@@ -61,13 +63,22 @@ def next_due(tx: Transaction) -> datetime | None:
     return due
 
 
-def claimable(tx: Transaction, compute_class: str) -> int | None:
-    """The run that has been due longest and that nobody works on: due, or its worker's lease has run out."""
-    due = and_(run.c.state.in_(OPEN), run.c.due_at <= tx.now)
-    lost = and_(run.c.state == RunState.RUNNING, run.c.lease_until < tx.now)
-    query = select(run.c.id).where(run.c.compute_class == compute_class, or_(due, lost))
+def claimable(tx: Transaction, compute_class: str, patience: timedelta = timedelta(0)) -> int | None:
+    """The run that has been due longest, for `patience` at least, and that nobody works on."""
+    query = select(run.c.id).where(run.c.compute_class == compute_class, _claimable(tx.now - patience))
     id: int | None = tx.execute(query.order_by(func.coalesce(run.c.due_at, run.c.lease_until)).limit(1)).scalar()
     return id
+
+
+def is_claimable(tx: Transaction, id: int) -> bool:
+    return tx.execute(select(run.c.id).where(run.c.id == id, _claimable(tx.now))).first() is not None
+
+
+def _claimable(at: datetime) -> ColumnElement[bool]:
+    """Due, or its worker's lease has run out."""
+    return or_(
+        and_(run.c.state.in_(OPEN), run.c.due_at <= at), and_(run.c.state == RunState.RUNNING, run.c.lease_until < at)
+    )
 
 
 def count(tx: Transaction) -> dict[str, int]:
@@ -76,5 +87,13 @@ def count(tx: Transaction) -> dict[str, int]:
 
 def newest_cut(tx: Transaction, model: str) -> dict[str, Any]:
     """The cut that the model's newest claimed run froze; empty before the first."""
-    query = select(run.c.cut).where(run.c.model == model, run.c.started_at.is_not(None)).order_by(run.c.id.desc()).limit(1)
+    query = (
+        select(run.c.cut).where(run.c.model == model, run.c.started_at.is_not(None)).order_by(run.c.id.desc()).limit(1)
+    )
     return tx.execute(query).scalar() or {}
+
+
+def trained_cut_before(tx: Transaction, model: str, id: int) -> dict[str, Any]:
+    """The cut of the model's last trained run before this one; empty if there is none."""
+    query = select(run.c.cut).where(run.c.model == model, run.c.state == RunState.TRAINED, run.c.id < id)
+    return tx.execute(query.order_by(run.c.id.desc()).limit(1)).scalar() or {}

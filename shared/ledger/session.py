@@ -69,12 +69,17 @@ class Ledger:
         """
         with self._alone(), self._translated(), self.engine.begin() as connection:
             yield Transaction(connection, self.clock.now())
-        self._changes += 1
+        if self._memory:
+            self._changes += 1  # a file tells by itself, and only of commits that changed something
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
         """A consistent look that writes nothing; keep it short: a long reader stops SQLite's checkpoints."""
-        with self._translated(), self._reading(), self.engine.connect().execution_options(reads_only=True) as connection:
+        with (
+            self._translated(),
+            self._reading(),
+            self.engine.connect().execution_options(reads_only=True) as connection,
+        ):
             yield Transaction(connection, self.clock.now())
 
     @contextmanager
@@ -127,7 +132,9 @@ class Changes:
         self._ledger = ledger
         self._file = None
         if ledger._path is not None:
-            self._file = sqlite3.connect(f"file:{ledger._path}?mode=ro", uri=True, check_same_thread=False, isolation_level=None)
+            self._file = sqlite3.connect(
+                f"file:{ledger._path}?mode=ro", uri=True, check_same_thread=False, isolation_level=None
+            )
         self._seen = self._version()
 
     def _version(self) -> tuple[int, int]:
@@ -176,7 +183,9 @@ def check_schema(ledger: Ledger) -> None:
         if inspect(tx.connection).has_table("alembic_version"):
             found = tx.connection.scalar(text("SELECT version_num FROM alembic_version"))
     if found != known:
-        raise ConfigurationError(f"the ledger has schema {found or 'none'}, this program needs {known}: run `python -m stack migrate`")
+        raise ConfigurationError(
+            f"the ledger has schema {found or 'none'}, this program needs {known}: run `python -m stack migrate`"
+        )
 
 
 def create_all(ledger: Ledger) -> None:
@@ -199,7 +208,12 @@ def _sqlite_path(url: str) -> Path | None:
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # the driver begins nothing by itself: `_begin_sqlite` does
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={int(BUSY_TIMEOUT_S * 1000)}"):
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        f"busy_timeout={int(BUSY_TIMEOUT_S * 1000)}",
+    ):
         connection.execute(f"PRAGMA {pragma}")
 
 

@@ -176,8 +176,15 @@ run = Table(
     C("error", JSON),
     C("registration_error", Text),
     C("registration_lease", Instant),
+    C("registrations", Integer, nullable=False, default=0),  # the fence of whoever registers it
     C("traceparent", String(64)),
-    Index("uq_run_waiting", "model", unique=True, sqlite_where=text("state = 'waiting'"), postgresql_where=text("state = 'waiting'")),
+    Index(
+        "uq_run_waiting",
+        "model",
+        unique=True,
+        sqlite_where=text("state = 'waiting'"),
+        postgresql_where=text("state = 'waiting'"),
+    ),
     Index(
         "uq_run_running",
         "model",
@@ -255,7 +262,14 @@ promotion = Table(
     C("reason", Text, nullable=False),
     C("intended_at", Instant, nullable=False),
     C("served_at", Instant),  # empty: the alias has not followed yet
-    Index("uq_promotion_intent", "model", unique=True, sqlite_where=text("served_at IS NULL"), postgresql_where=text("served_at IS NULL")),
+    C("lease_until", Instant),  # of whoever moves the alias
+    Index(
+        "uq_promotion_intent",
+        "model",
+        unique=True,
+        sqlite_where=text("served_at IS NULL"),
+        postgresql_where=text("served_at IS NULL"),
+    ),
     Index("ix_promotion_model_id", "model", "id"),
 )  # append-only: the newest served row says who is champion
 

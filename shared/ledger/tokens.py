@@ -26,7 +26,11 @@ def create(tx: Transaction, name: str, scopes: tuple[Scope, ...]) -> str:
         raise Refused("a token needs at least one scope: submit, read or operate")
     secret = "hr_" + secrets.token_urlsafe(32)
     tx.execute(delete(token).where(token.c.name == name))
-    tx.execute(insert(token).values(name=name, sha256=_hash(secret), scopes=[str(scope) for scope in scopes], created_at=tx.now))
+    tx.execute(
+        insert(token).values(
+            name=name, sha256=_hash(secret), scopes=[str(scope) for scope in scopes], created_at=tx.now
+        )
+    )
     return secret
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import and_, insert, or_, select, update
 
-from shared.errors import Conflict, NotFound
+from shared.errors import Conflict, Fenced, NotFound
 from shared.gates import Decision, Verdict
 from shared.ledger import deliveries
 from shared.ledger.session import Transaction
@@ -20,28 +20,49 @@ def unregistered(tx: Transaction, limit: int = 20) -> list[int]:
     """Trained runs without a version that nobody is registering, oldest first (I6)."""
     free = or_(run.c.registration_lease.is_(None), run.c.registration_lease < tx.now)
     query = select(run.c.id).outerjoin(version, version.c.run_id == run.c.id)
-    return list(tx.execute(query.where(run.c.state == RunState.TRAINED, version.c.id.is_(None), free).order_by(run.c.id).limit(limit)).scalars())
+    return list(
+        tx.execute(
+            query.where(run.c.state == RunState.TRAINED, version.c.id.is_(None), free).order_by(run.c.id).limit(limit)
+        ).scalars()
+    )
 
 
-def unsettled(tx: Transaction, limit: int = 20) -> list[int]:
-    """Runs whose version is not judged yet, or whose promotion the alias has not followed."""
-    candidates = select(version.c.run_id).where(version.c.state == VersionState.CANDIDATE).order_by(version.c.id).limit(limit)
-    intents = select(version.c.run_id).join(promotion, promotion.c.version_id == version.c.id).where(promotion.c.served_at.is_(None))
-    return sorted({*tx.execute(candidates).scalars(), *tx.execute(intents).scalars()})
+def candidates(tx: Transaction, limit: int = 100) -> list[int]:
+    """Runs whose version is not judged yet, oldest first."""
+    query = (
+        select(version.c.run_id).where(version.c.state == VersionState.CANDIDATE).order_by(version.c.id).limit(limit)
+    )
+    return list(tx.execute(query).scalars())
 
 
-def begin_registration(tx: Transaction, run_id: int, lease: timedelta) -> bool:
-    """Take the registration of a trained run for a while; False if another bridge has it, or it is done."""
+def with_intent(tx: Transaction) -> list[str]:
+    """Models with a promotion that the alias has not followed."""
+    return list(tx.execute(select(promotion.c.model).where(promotion.c.served_at.is_(None))).scalars())
+
+
+def begin_registration(tx: Transaction, run_id: int, lease: timedelta) -> int | None:
+    """Take the registration of a trained run for a while; the fencing token, or None if another bridge has it or it is done."""
     free = or_(run.c.registration_lease.is_(None), run.c.registration_lease < tx.now)
     if of_run(tx, run_id) is not None:
-        return False
-    taken = update(run).where(run.c.id == run_id, run.c.state == RunState.TRAINED, free).values(registration_lease=tx.now + lease)
-    return bool(tx.execute(taken).rowcount)
+        return None
+    values = {"registration_lease": tx.now + lease, "registrations": run.c.registrations + 1}
+    taken = update(run).where(run.c.id == run_id, run.c.state == RunState.TRAINED, free).values(**values)
+    token: int | None = tx.execute(taken.returning(run.c.registrations)).scalar()
+    return token
+
+
+def check_registration(tx: Transaction, run_id: int, token: int) -> None:
+    """Raise `Fenced` unless this is the newest registration of the run and its lease still holds."""
+    mine = select(run.c.id).where(run.c.id == run_id, run.c.registrations == token, run.c.registration_lease > tx.now)
+    if tx.execute(mine).first() is None:
+        raise Fenced(f"the registration of run {run_id} has passed to another bridge")
 
 
 def registration_failed(tx: Transaction, run_id: int, error: str, again_in: timedelta) -> None:
     """Note why; it is tried again by whoever looks next after the pause (I10)."""
-    tx.execute(update(run).where(run.c.id == run_id).values(registration_error=error, registration_lease=tx.now + again_in))
+    tx.execute(
+        update(run).where(run.c.id == run_id).values(registration_error=error, registration_lease=tx.now + again_in)
+    )
 
 
 def registered(tx: Transaction, run_id: int, number: int, digest: str, mlflow_run: str, mlflow_model: str) -> None:
@@ -69,7 +90,12 @@ def decide(tx: Transaction, row: Any, champion: Any, judged: Verdict, holdout: s
         raise Conflict(f"the champion of {row.model} has changed since version {row.number} was judged")
     tx.execute(
         insert(verdict).values(
-            version_id=row.id, champion_id=serving, decision=judged.decision, reasons=list(judged.reasons), holdout=holdout, judged_at=tx.now
+            version_id=row.id,
+            champion_id=serving,
+            decision=judged.decision,
+            reasons=list(judged.reasons),
+            holdout=holdout,
+            judged_at=tx.now,
         )
     )
     if judged.decision is Decision.PROMOTE and automatic:
@@ -85,7 +111,9 @@ def promote(tx: Transaction, model: str, number: int, actor: str, reason: str) -
     """A named person promotes an awaiting version: the intent; the alias follows. Raises `NotFound`, `Conflict`."""
     row = find(tx, model, number)
     if row.state != VersionState.AWAITING:
-        raise Conflict(f"version {number} of {model} is {row.state}; only an awaiting one can be promoted by hand (or roll back to one that has served)")
+        raise Conflict(
+            f"version {number} of {model} is {row.state}; only an awaiting one can be promoted by hand (or roll back to one that has served)"
+        )
     _refuse_overlap(tx, model)
     _intend(tx, row, _champion_id(tx, model), "promoted", actor, reason)
 
@@ -98,7 +126,10 @@ def roll_back(tx: Transaction, model: str, number: int | None, actor: str, reaso
     _refuse_overlap(tx, model)
     serving = _champion_id(tx, model)
     served = tx.execute(
-        select(version).join(promotion, promotion.c.version_id == version.c.id).where(promotion.c.model == model).order_by(promotion.c.id.desc())
+        select(version)
+        .join(promotion, promotion.c.version_id == version.c.id)
+        .where(promotion.c.model == model)
+        .order_by(promotion.c.id.desc())
     ).all()
     if number is not None:
         find(tx, model, number)
@@ -107,7 +138,9 @@ def roll_back(tx: Transaction, model: str, number: int | None, actor: str, reaso
         raise Conflict(f"version {number} of {model} serves already")
     target = next((row for row in served if row.id != serving), None)
     if target is None:
-        raise Conflict(f"{model} has no {'such' if number else 'earlier'} version that has served; `headrace versions {model}` lists them")
+        raise Conflict(
+            f"{model} has no {'such' if number else 'earlier'} version that has served; `headrace versions {model}` lists them"
+        )
     _intend(tx, target, serving, "rolled_back", actor, reason)
     return int(target.number)
 
@@ -120,7 +153,13 @@ def _refuse_overlap(tx: Transaction, model: str) -> None:
 def _intend(tx: Transaction, row: Any, replaces: int | None, kind: str, actor: str, reason: str) -> None:
     tx.execute(
         insert(promotion).values(
-            model=row.model, version_id=row.id, replaces_id=replaces, kind=kind, actor=actor, reason=reason, intended_at=tx.now
+            model=row.model,
+            version_id=row.id,
+            replaces_id=replaces,
+            kind=kind,
+            actor=actor,
+            reason=reason,
+            intended_at=tx.now,
         )
     )
 
@@ -129,10 +168,21 @@ def _intent(tx: Transaction, model: str) -> Any:
     return tx.execute(select(promotion).where(promotion.c.model == model, promotion.c.served_at.is_(None))).first()
 
 
-def intent(tx: Transaction, model: str) -> Any:
-    """The version that is to become champion and whose alias has not been moved yet, or None."""
-    found = _intent(tx, model)
-    return tx.execute(select(version).where(version.c.id == found.version_id)).one() if found is not None else None
+def has_intent(tx: Transaction, model: str) -> bool:
+    """Whether a promotion is under way whose alias has not followed."""
+    return _intent(tx, model) is not None
+
+
+def claim_intent(tx: Transaction, model: str, lease: timedelta) -> Any:
+    """The version that is to become champion, leased to one mover of the alias; None if there is none or another moves it."""
+    free = or_(promotion.c.lease_until.is_(None), promotion.c.lease_until < tx.now)
+    mine = (
+        update(promotion)
+        .where(promotion.c.model == model, promotion.c.served_at.is_(None), free)
+        .values(lease_until=tx.now + lease)
+    )
+    version_id = tx.execute(mine.returning(promotion.c.version_id)).scalar()
+    return tx.execute(select(version).where(version.c.id == version_id)).first() if version_id is not None else None
 
 
 def served(tx: Transaction, row: Any) -> None:
@@ -174,7 +224,11 @@ def champion(tx: Transaction, model: str) -> Any:
 
 def champion_since(tx: Transaction, model: str) -> Any:
     """The newest served promotion, as a row."""
-    newest = select(promotion).where(promotion.c.model == model, promotion.c.served_at.is_not(None)).order_by(promotion.c.id.desc())
+    newest = (
+        select(promotion)
+        .where(promotion.c.model == model, promotion.c.served_at.is_not(None))
+        .order_by(promotion.c.id.desc())
+    )
     return tx.execute(newest.limit(1)).first()
 
 
@@ -191,7 +245,9 @@ def find(tx: Transaction, model: str, number: int) -> Any:
     """One version; raises `NotFound`."""
     row = tx.execute(select(version).where(version.c.model == model, version.c.number == number)).first()
     if row is None:
-        raise NotFound(f"there is no version {number} of {model}; `headrace versions {model}` lists those that there are")
+        raise NotFound(
+            f"there is no version {number} of {model}; `headrace versions {model}` lists those that there are"
+        )
     return row
 
 
@@ -202,7 +258,9 @@ def find_all(tx: Transaction, model: str, *, before: int | None, limit: int) -> 
 
 
 def last_verdict(tx: Transaction, version_id: int) -> Any:
-    query = select(verdict, version.c.number.label("champion")).outerjoin(version, version.c.id == verdict.c.champion_id)
+    query = select(verdict, version.c.number.label("champion")).outerjoin(
+        version, version.c.id == verdict.c.champion_id
+    )
     return tx.execute(query.where(verdict.c.version_id == version_id).order_by(verdict.c.id.desc()).limit(1)).first()
 
 
@@ -212,11 +270,19 @@ def last_verdict(tx: Transaction, version_id: int) -> Any:
 def want_score(tx: Transaction, run_id: int, holdout: str, rows: dict[str, Any], compute_class: str) -> None:
     """Ask for a score that nobody has made yet; a second call changes nothing."""
     if find_score(tx, run_id, holdout) is None:
-        tx.execute(insert(score).values(run_id=run_id, holdout=holdout, rows=rows, compute_class=compute_class, tries=0))
+        tx.execute(
+            insert(score).values(run_id=run_id, holdout=holdout, rows=rows, compute_class=compute_class, tries=0)
+        )
 
 
 def store_score(
-    tx: Transaction, run_id: int, holdout: str, rows: dict[str, Any], compute_class: str, metrics: dict[str, float] | None, error: str | None
+    tx: Transaction,
+    run_id: int,
+    holdout: str,
+    rows: dict[str, Any],
+    compute_class: str,
+    metrics: dict[str, float] | None,
+    error: str | None,
 ) -> None:
     """Keep a score, or why there is none; the first one that has metrics stays."""
     want_score(tx, run_id, holdout, rows, compute_class)
@@ -231,16 +297,26 @@ def claim_score(tx: Transaction, run_id: int, holdout: str, lease: timedelta) ->
         return None
     mine = and_(score.c.run_id == run_id, score.c.holdout == holdout)
     if row.tries >= 3:
-        tx.execute(update(score).where(mine).values(error="three workers were lost while they scored it", scored_at=tx.now))
+        tx.execute(
+            update(score).where(mine).values(error="three workers were lost while they scored it", scored_at=tx.now)
+        )
         return None
     tx.execute(update(score).where(mine).values(lease_until=tx.now + lease, tries=row.tries + 1))
     return row
 
 
+def beat_score(tx: Transaction, run_id: int, holdout: str, lease: timedelta) -> None:
+    """Keep the lease of a score in the making."""
+    mine = and_(score.c.run_id == run_id, score.c.holdout == holdout, score.c.scored_at.is_(None))
+    tx.execute(update(score).where(mine).values(lease_until=tx.now + lease))
+
+
 def wanted_score(tx: Transaction, compute_class: str) -> Any:
     """A score that is wanted and that nobody makes, as (run_id, holdout); None if there is none."""
     free = or_(score.c.lease_until.is_(None), score.c.lease_until < tx.now)
-    query = select(score.c.run_id, score.c.holdout).where(score.c.scored_at.is_(None), free, score.c.compute_class == compute_class)
+    query = select(score.c.run_id, score.c.holdout).where(
+        score.c.scored_at.is_(None), free, score.c.compute_class == compute_class
+    )
     return tx.execute(query.limit(1)).first()
 
 
@@ -250,7 +326,8 @@ def find_score(tx: Transaction, run_id: int, holdout: str) -> Any:
 
 def own_score(tx: Transaction, run_id: int) -> Any:
     """The score that the run's own attempt made: the oldest one."""
-    return tx.execute(select(score).where(score.c.run_id == run_id).order_by(score.c.scored_at).limit(1)).first()
+    made = select(score).where(score.c.run_id == run_id, score.c.scored_at.is_not(None))
+    return tx.execute(made.order_by(score.c.scored_at).limit(1)).first()
 
 
 def metrics(tx: Transaction, run_id: int) -> dict[str, float]:

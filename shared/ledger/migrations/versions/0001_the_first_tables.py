@@ -162,6 +162,7 @@ def upgrade() -> None:
     sa.Column('error', sa.JSON(), nullable=True),
     sa.Column('registration_error', sa.Text(), nullable=True),
     sa.Column('registration_lease', Instant(), nullable=True),
+    sa.Column('registrations', sa.Integer(), nullable=False),
     sa.Column('traceparent', sa.String(length=64), nullable=True),
     sa.ForeignKeyConstraint(['release_id'], ['release.id'], name=op.f('fk_run_release_id')),
     sa.PrimaryKeyConstraint('id', name=op.f('pk_run'))
@@ -222,6 +223,7 @@ def upgrade() -> None:
     sa.Column('reason', sa.Text(), nullable=False),
     sa.Column('intended_at', Instant(), nullable=False),
     sa.Column('served_at', Instant(), nullable=True),
+    sa.Column('lease_until', Instant(), nullable=True),
     sa.ForeignKeyConstraint(['replaces_id'], ['version.id'], name=op.f('fk_promotion_replaces_id')),
     sa.ForeignKeyConstraint(['version_id'], ['version.id'], name=op.f('fk_promotion_version_id')),
     sa.PrimaryKeyConstraint('id', name=op.f('pk_promotion'))

@@ -1,0 +1,62 @@
+# The words of this house. Everything runs from .venv, which `make` fills from uv.lock; nothing else is needed than Python 3.11+, git and make.
+PYTHON ?=
+UV_VERSION := 0.13.9
+CONFIG ?= headrace.toml
+STATE ?= .headrace
+NAME ?= $(USER)
+SCOPES ?= read
+BIN := .venv/bin
+READY := .venv/.filled
+# Byte code is what makes a start of MLflow or scikit-learn three to five times as fast.
+unexport PYTHONDONTWRITEBYTECODE
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## what can be said here
+	@awk -F':.*##' '/^[a-z]+:.*##/ {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+.PHONY: bootstrap
+bootstrap: $(READY)  ## fill .venv from uv.lock; says what this machine lacks
+
+$(READY): uv.lock pyproject.toml clients/python/pyproject.toml
+	@sh stack/bootstrap.sh $(UV_VERSION) $(PYTHON)
+	@touch $@
+
+.PHONY: demo
+demo: $(READY)  ## the whole flow on real flights, in this terminal
+	@exec $(BIN)/python -m stack demo
+
+.PHONY: up
+up: $(READY)  ## start the stack and stay: CONFIG=headrace.toml STATE=.headrace
+	@exec $(BIN)/python -m stack up --config '$(CONFIG)' --state '$(STATE)'
+
+.PHONY: apply
+apply: $(READY)  ## check CONFIG and put it in force on STATE
+	@exec $(BIN)/python -m stack apply --config '$(CONFIG)' --state '$(STATE)'
+
+.PHONY: token
+token: $(READY)  ## make a token for the REST interface: NAME=storefront SCOPES=submit,read
+	@exec $(BIN)/python -m stack token create '$(NAME)' --scopes '$(SCOPES)' --state '$(STATE)'
+
+.PHONY: check
+check: $(READY)  ## format, lint, types, imports, unit tests: in seconds
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/mypy -p stack
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/python -m pytest tests/unit -q
+
+.PHONY: test
+test: $(READY)  ## every test; the tests bring the servers that they need
+	@exec $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+.PHONY: bench
+bench: $(READY)  ## from a commit of 1,000 rows to the consumer's webhook, beside a bare script
+	@exec $(BIN)/python -m bench
+
+.PHONY: clean
+clean:  ## remove .venv and what was built; never the state of a stack
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,115 @@
+"""`headrace runs`, `run`, `retrain`, `cancel`, `retry`: trainings, and what can be done about them."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any, Mapping, Optional
+
+from headrace.cli import show
+from headrace.connection import api_path, connect
+
+
+def runs(arguments: Namespace) -> None:
+    query = {"model": arguments.model, "state": arguments.state}
+    found = connect().items(api_path("runs"), query, limit=arguments.limit)
+    if arguments.json:
+        return show.as_json(found)
+    rows = [_row(each) for each in found]
+    show.table(("run", "model", "state", "release", "version", "when", "what"), rows, empty="No such run.")
+
+
+def run(arguments: Namespace) -> None:
+    _show(connect().get(api_path("runs", arguments.run)), arguments.json)
+
+
+def retrain(arguments: Namespace) -> None:
+    body = {"model": arguments.model, **_reason(arguments.reason)}
+    found = connect().post(api_path("runs"), body)
+    _done(
+        found,
+        f"run {found['id']} of {found['model']}: {found['sentence']}\nwatch it: headrace logs -f {found['id']}",
+        arguments.json,
+    )
+
+
+def cancel(arguments: Namespace) -> None:
+    found = connect().post(api_path("runs", arguments.run, "cancel"), _reason(arguments.reason))
+    _done(found, f"run {arguments.run} is being cancelled", arguments.json)
+
+
+def retry(arguments: Namespace) -> None:
+    found = connect().post(api_path("runs", arguments.run, "retry"), {})
+    _done(found, f"run {found['id']} of {found['model']}: {found['sentence']}", arguments.json)
+
+
+def _row(told: Mapping[str, Any]) -> show.Row:
+    when = told["finished_at"] or told["started_at"] or told["due_at"]
+    error = told["error"]
+    what = f"{error['kind']}: {error['message']}" if error else told["sentence"]
+    return (
+        told["id"],
+        told["model"],
+        told["state"],
+        (told["release"] or {}).get("name"),
+        told["version"],
+        show.ago(when),
+        what,
+    )
+
+
+def _show(told: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        return show.as_json(told)
+    release, error, progress = told["release"] or {}, told["error"] or {}, told["progress"]
+    show.facts(
+        [
+            ("run", f"{told['id']} of {told['model']}"),
+            ("state", told["state"]),
+            ("why", told["sentence"]),
+            ("release", " ".join(filter(None, (release.get("name"), release.get("commit"))))),
+            ("class", told["compute_class"]),
+            ("data", _cut(told["cut"])),
+            ("planned", show.ago(told["planned_at"])),
+            ("due", show.ago(told["due_at"]) if told["state"] in ("waiting", "retrying") else None),
+            ("progress", progress and f"{progress['fraction']:.0%} {progress['note']}"),
+            ("error", error and f"{error['kind']}: {error['message']}"),
+            ("advice", error.get("advice")),
+            ("version", told["version"]),
+            ("bundle", told["bundle"]),
+        ]
+    )
+    if told["attempts"]:
+        show.heading("Attempts")
+        show.table(
+            ("attempt", "worker", "began", "outcome", "seconds"),
+            [_attempt(each) for each in told["attempts"]],
+            empty="",
+        )
+
+
+def _attempt(told: Mapping[str, Any]) -> show.Row:
+    return (
+        told["number"],
+        told["worker"],
+        show.ago(told["started_at"]),
+        told["outcome"] or "running",
+        show.pairs(told["seconds"]),
+    )
+
+
+def _cut(cut: Optional[Mapping[str, Any]]) -> Optional[str]:
+    """`flights up to 27004`; a shape that this client does not know is shown as it is."""
+    if not cut:
+        return None
+    points = {name: each.get("upto", each) if isinstance(each, dict) else each for name, each in cut.items()}
+    return ", ".join(f"{name} up to {point}" for name, point in points.items())
+
+
+def _reason(reason: Optional[str]) -> Mapping[str, str]:
+    return {"reason": reason} if reason else {}
+
+
+def _done(told: Mapping[str, Any], sentence: str, as_json: bool) -> None:
+    if as_json:
+        return show.as_json(told)
+    print(sentence)

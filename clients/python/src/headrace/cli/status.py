@@ -1,0 +1,51 @@
+"""`headrace status` and `why`: what is there, what it does, and why."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any, Mapping
+
+from headrace.cli import show
+from headrace.cli.models import model_row
+from headrace.connection import api_path, connect
+
+
+def status(arguments: Namespace) -> None:
+    found = connect().get(api_path("status"))
+    if arguments.json:
+        return show.as_json(found)
+    rows = [model_row(model) for model in found["models"]]
+    show.table(("model", "champion", "release", "now"), rows, empty="No models yet: name one in headrace.toml.")
+    show.heading("Datasets")
+    show.table(
+        ("dataset", "kind", "cursor", "rows", "looked", "error"),
+        [_dataset(each) for each in found["datasets"]],
+        empty="none",
+    )
+    show.heading("Workers")
+    show.table(
+        ("worker", "class", "busy", "seen"),
+        [_worker(each) for each in found["workers"]],
+        empty="none: nothing will be trained",
+    )
+    runs, deliveries = found["runs"], found["deliveries"]
+    print(
+        f"\nRuns: {runs['waiting']} waiting, {runs['running']} running."
+        f" Deliveries: {deliveries['pending']} pending, {deliveries['failed']} failed."
+    )
+
+
+def why(arguments: Namespace) -> None:
+    found = connect().get(api_path("models", arguments.model, "why"))
+    if arguments.json:
+        return show.as_json(found)
+    for sentence in found["sentences"]:
+        print(show.text(sentence))
+
+
+def _dataset(told: Mapping[str, Any]) -> show.Row:
+    return told["name"], told["kind"], told["cursor"], told["rows"], show.ago(told["looked_at"]), told["error"]
+
+
+def _worker(told: Mapping[str, Any]) -> show.Row:
+    return told["name"], told["compute_class"], f"{told['busy']} of {told['slots']}", show.ago(told["seen_at"])

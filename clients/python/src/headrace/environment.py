@@ -1,0 +1,244 @@
+"""Isolated environments for models: named by what defines them, built once, shared by all who ask for the same, never written again."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from headrace import requirements
+from headrace.installer import EnvironmentFailed, EnvironmentRefused, Installer, Progress, find_uv
+from headrace.requirements import Declared
+
+__all__ = ["EnvironmentFailed", "EnvironmentRefused", "Environments", "Locked", "Recipe", "find_uv"]
+
+_RECIPE = 1  # part of every name: raise it when the way of building changes
+_MARK = "headrace-environment.json"
+_WAIT_S = 0.1
+_PROBE = "import json, platform, sys, sysconfig; print(json.dumps([list(sys.version_info[:3]), sys.implementation.cache_tag, sysconfig.get_platform(), platform.libc_ver()]))"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an environment is made from. `python` is a path or a version; without it, ours if the project allows it, else one that is installed.
+
+    `build` allows packages that exist as source only: their build runs code.
+    """
+
+    checkout: Path
+    python: str | None = None
+    index_url: str | None = field(default=None, repr=False)
+    build: bool = False
+
+
+@dataclass(frozen=True)
+class Locked:
+    """An environment that is decided upon, not yet built: `text` is requirements with versions and hashes."""
+
+    text: str = field(repr=False)
+    digest: str
+    python: str
+    index_url: str | None = field(default=None, repr=False)
+    build: bool = False
+
+
+class Environments:
+    """The environments under `root`. Any number of threads, processes and machines on one local disk may use the same root.
+
+    Raises `EnvironmentRefused` for what a repository may not ask for, `EnvironmentFailed` for what did not work.
+    """
+
+    def __init__(self, root: Path, uv: Path | str, cache: Path) -> None:
+        self._root = root
+        self._installer = Installer(uv, cache)
+        self._probes: dict[str, tuple[str, tuple[int, ...], str]] = {}
+
+    def lock(self, recipe: Recipe) -> Locked:
+        """Decide every version. The same files give the same answer ever after: a resolution is kept."""
+        declared = requirements.read(recipe.checkout)
+        python, platform = self._interpreter(recipe, declared)
+        conditions = [_RECIPE, platform, recipe.index_url, recipe.build]
+        kept = (
+            self._root / "locks" / f"{_digest(declared.project, declared.lock, declared.requirements, *conditions)}.txt"
+        )
+        with self._alone(kept):
+            if not kept.exists():
+                text = (
+                    self._export(declared, python)
+                    if declared.lock is not None
+                    else self._resolve(declared, python, recipe)
+                )
+                draft = kept.with_suffix(".draft")
+                draft.write_text(text)
+                draft.replace(kept)
+        text = kept.read_text()
+        return Locked(text, _digest(text, *conditions), python, recipe.index_url, recipe.build)
+
+    def build(self, locked: Locked, on_progress: Progress | None = None) -> Path:
+        """The directory of the environment: `bin/python` exists, all packages are in, byte-compiled, read-only.
+
+        Concurrent callers share one build. What `on_progress` raises stops the build and goes through.
+        """
+        place = self._root / locked.digest
+        if not _is_finished(place):
+            with self._alone(place, on_progress):
+                if not _is_finished(place):
+                    self._build_alone(locked, place, on_progress or (lambda note: None))
+        return place
+
+    def _build_alone(self, locked: Locked, place: Path, progress: Progress) -> None:
+        for rest in [place, *self._root.glob(f".draft-{locked.digest}-*")]:  # what killed builders left
+            _remove(rest)
+        draft = (
+            self._root / f".draft-{locked.digest}-{secrets.token_hex(4)}"
+        )  # its own: a killed builder's uv may be dying still
+        try:
+            self._fill(draft, locked, place, progress)
+            _make_read_only(draft)
+            draft.rename(place)
+        except BaseException:
+            _remove(draft)
+            raise
+
+    def _fill(self, draft: Path, locked: Locked, place: Path, progress: Progress) -> None:
+        began = time.monotonic()
+        python = draft / "bin" / "python"
+        self._installer.uv("venv", "--relocatable", "--python", locked.python, draft, cwd=self._root)
+        wanted = draft / "requirements.txt"
+        wanted.write_text(locked.text)
+        progress("installing packages")
+        options = ["--require-hashes", "--allow-empty-requirements", *([] if locked.build else ["--no-build"])]
+        files: list[str | Path] = ["--python", python, wanted]
+        self._installer.uv(
+            "pip", "sync", *options, *files, cwd=self._root, index_url=locked.index_url, progress=progress
+        )
+        installed = time.monotonic()
+        progress("compiling byte code")
+        self._compile(draft, place, python, progress)
+        seconds = {"install": round(installed - began, 3), "compile": round(time.monotonic() - installed, 3)}
+        (draft / _MARK).write_text(
+            json.dumps({"digest": locked.digest, "python": locked.python, "seconds": seconds}) + "\n"
+        )
+
+    def _compile(self, draft: Path, place: Path, python: Path, progress: Progress) -> None:
+        """Without the tests that packages carry, which would take three times as long (SPIKES 9b); paths read as in the finished place."""
+        options = ["-q", "-j", "2", "-x", "/tests?/", "-s", str(draft), "-p", str(place)]
+        with contextlib.suppress(
+            EnvironmentFailed
+        ):  # a file that does not compile (a template, say) is the package's own business
+            self._installer.run(
+                [python, "-I", "-m", "compileall", *options, draft / "lib"], cwd=self._root, progress=progress
+            )
+
+    def _interpreter(self, recipe: Recipe, declared: Declared) -> tuple[str, str]:
+        """The path of the Python to use and all that distinguishes it."""
+        asked = recipe.python or declared.requires_python or "3"
+        if asked not in self._probes:
+            self._root.mkdir(parents=True, exist_ok=True)
+            try:  # our own Python comes first on the PATH that uv sees
+                path = self._installer.uv(
+                    "python", "find", "--no-project", "--python-preference", "system", asked, cwd=self._root
+                )
+            except EnvironmentFailed as error:
+                raise EnvironmentRefused(
+                    f"no Python {asked} is installed here; install one, or change requires-python ({error})"
+                ) from error
+            told = self._installer.run([path, "-I", "-c", _PROBE], cwd=self._root)
+            self._probes[asked] = (path, tuple(json.loads(told)[0]), told)
+        path, version, platform = self._probes[asked]
+        if declared.requires_python and not requirements.satisfies(version, declared.requires_python):
+            has = ".".join(map(str, version))
+            raise EnvironmentRefused(
+                f"the project requires Python {declared.requires_python}, but {path} is {has}; name another Python"
+            )
+        return path, platform
+
+    def _export(self, declared: Declared, python: str) -> str:
+        assert declared.project is not None
+        assert declared.lock is not None
+        with self._folder({"pyproject.toml": declared.project, "uv.lock": declared.lock}) as folder:
+            options = [
+                "--frozen",
+                "--no-default-groups",
+                "--no-emit-project",
+                "--no-header",
+                "--no-annotate",
+                "--quiet",
+            ]
+            try:
+                self._installer.uv("export", *options, "--python", python, "-o", "exported.txt", cwd=folder)
+            except EnvironmentFailed as error:
+                raise EnvironmentRefused(f"uv.lock cannot be read: {error}") from error
+            return requirements.check_exported((folder / "exported.txt").read_text())
+
+    def _resolve(self, declared: Declared, python: str, recipe: Recipe) -> str:
+        with self._folder({"requirements.in": "\n".join(declared.requirements) + "\n"}) as folder:
+            options = [
+                "--generate-hashes",
+                "--no-header",
+                "--no-annotate",
+                "--quiet",
+                *([] if recipe.build else ["--no-build"]),
+            ]
+            files = ["--python", python, "requirements.in", "-o", "resolved.txt"]
+            self._installer.uv("pip", "compile", *options, *files, cwd=folder, index_url=recipe.index_url)
+            return requirements.check_exported((folder / "resolved.txt").read_text())
+
+    @contextlib.contextmanager
+    def _folder(self, files: dict[str, str]) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(dir=self._root, prefix=".lock-") as name:
+            for file, text in files.items():
+                (Path(name) / file).write_text(text)
+            yield Path(name)
+
+    @contextlib.contextmanager
+    def _alone(self, place: Path, progress: Progress | None = None) -> Iterator[None]:
+        """Hold the lock of one name, across threads and processes; the kernel frees it when its holder dies."""
+        folder = self._root / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f".{place.name}.lock").open("w") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if progress is not None:
+                        progress("waiting for another build of the same environment")
+                    time.sleep(_WAIT_S)
+            yield
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _is_finished(place: Path) -> bool:
+    """The rename made it appear whole; its Python may have been uninstalled since."""
+    return (place / _MARK).is_file() and (place / "bin" / "python").exists()
+
+
+def _make_read_only(tree: Path) -> None:
+    for folder, _, files in os.walk(tree, topdown=False):
+        for name in files:
+            path = os.path.join(folder, name)
+            if not os.path.islink(path):
+                os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) & ~0o222)
+        os.chmod(folder, stat.S_IMODE(os.stat(folder).st_mode) & ~0o222)
+
+
+def _remove(tree: Path) -> None:
+    if not tree.exists():
+        return
+    for folder, _, _ in os.walk(tree):
+        os.chmod(folder, 0o700)
+    shutil.rmtree(tree, ignore_errors=True)

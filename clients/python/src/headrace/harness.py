@@ -1,0 +1,160 @@
+"""The script that runs inside a model's environment: train or evaluate, and leave files. Standard library only, Python 3.9 and later.
+
+Started by path:  python -I harness.py JOB.json   (stdin /dev/null, stdout and stderr are the run's log)
+
+JOB.json
+    action          "train" or "evaluate"
+    run, model      names, for the author's eyes
+    source_roots    directories that the author's packages are imported from, those that exist
+    train, evaluate, predict, load      entry points "module:function", or null
+    loader          path of loader.py
+    output          where the bundle is left: model/, metrics.json, parameters.json, plots/, signature.json, input_example.json
+    scratch         for events.jsonl, result.json, and work/ for the author
+    model_dir       evaluate: the saved model
+    parameters      handed to the author as job.parameters
+    datasets        name → {"kind": "sql", "table", "cursor", "url_variable", "url", "train": ROWS|null, "holdout": ROWS|null}
+                    or {"kind": "rest", "train", "holdout"}; ROWS: table, cursor, above, upto, newest, time_column, since, rows
+
+scratch/events.jsonl, a line each, as it happens
+    {"event": "phase", "name": "import"|"train"|"save"|"load"|"evaluate", "t": monotonic seconds}
+    {"event": "metric", "key", "value", "step"}     {"event": "progress", "fraction": 0 to 1, "note"}
+
+scratch/result.json, at the end, whole or not at all
+    {"ok": true, "metrics": {…}|null, "seconds": {phase: s}}                                               exit code 0
+    {"ok": false, "kind": "author_error"|"invalid_metric"|"bad_output", "message", "traceback"}            exit code 1
+
+A trained model is saved, loaded back, and it is the loaded one that is evaluated: what is judged is what ships.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_FRAMES = 8
+
+
+class Harness:
+    """One job, from its file to its result."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        here = Path(__file__).parent
+        self._job = job
+        self._loader = _load("headrace_loader", Path(job["loader"]))
+        self._jobs = _load("headrace_harness_job", here / "harness_job.py")
+        data = _load("headrace_harness_data", here / "harness_data.py")
+        datasets = {name: data.Dataset(name, described) for name, described in job["datasets"].items()}
+        self._author = self._jobs.TrainingJob(job, datasets)
+        self._seconds: dict[str, float] = {}
+
+    def run(self) -> dict[str, Any]:
+        """The result. Never raises for what the author's code does."""
+        try:
+            metrics = self._train() if self._job["action"] == "train" else self._evaluate(self._job["model_dir"])
+        except self._jobs.InvalidMetric as error:
+            return _failed("invalid_metric", str(error), error)
+        except self._loader.CannotSave as error:
+            return _failed("bad_output", str(error), error.__cause__)
+        except SystemExit as error:
+            return _failed(
+                "author_error", f"the code called sys.exit({error.code!r}); return from the function instead", error
+            )
+        except Exception as error:  # noqa: BLE001 - the edge: whatever the author's code raises becomes the result
+            return _failed("author_error", _describe(error), error)
+        return {"ok": True, "metrics": metrics, "seconds": self._seconds}
+
+    def _train(self) -> dict[str, float] | None:
+        train = self._import("train")
+        with self._phase("train"):
+            model = train(self._author)
+        with self._phase("save"):
+            self._loader.save(model, self._author.output, self._job["predict"], self._job.get("load"))
+            del model
+            loaded = self._loader.load(self._author.output)
+            if self._author.example is not None:
+                self._author.write_example(loaded.predict(self._author.example))
+        metrics = self._judge(loaded)
+        self._author.write_logged(metrics or {})
+        return metrics
+
+    def _evaluate(self, model_dir: str) -> dict[str, float] | None:
+        self._import("evaluate")
+        with self._phase("load"):
+            loaded = self._loader.load(model_dir)
+        return self._judge(loaded)
+
+    def _judge(self, loaded: Any) -> dict[str, float] | None:
+        if self._job["evaluate"] is None:
+            return None
+        with self._phase("evaluate"):
+            found = self._loader.find(self._job["evaluate"])(self._author, loaded.model)
+            checked: dict[str, float] = self._jobs.check_metrics(found)
+            return checked
+
+    def _import(self, entry: str) -> Any:
+        with self._phase("import"):
+            self._loader.put_on_path([Path(root) for root in self._job["source_roots"]])
+            return self._loader.find(self._job[entry]) if self._job[entry] else None
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        self._author.tell("phase", name=name, t=began)
+        yield
+        self._seconds[name] = round(time.monotonic() - began, 4)
+
+
+def _load(name: str, path: Path) -> Any:
+    """A module from a file: -I keeps our directory off the path, where its names would meet the author's."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        missing = error.name.partition(".")[0]
+        return f"there is no module {missing!r} in the environment; add what provides it to the dependencies and run `uv lock`"
+    return "".join(traceback.format_exception_only(type(error), error)).strip()[-2000:]
+
+
+def _failed(kind: str, message: str, error: BaseException | None) -> dict[str, Any]:
+    """The last frames of the author's own; the whole traceback goes to the log."""
+    ours = {
+        __file__,
+        *(getattr(sys.modules.get(name), "__file__", None) for name in ("headrace_loader", "headrace_harness_job")),
+    }
+    frames: list[Any] = []
+    if error is not None:
+        traceback.print_exception(type(error), error, error.__traceback__)
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename not in ours]
+    kept = "".join(traceback.format_list([frame for frame in frames if not frame.filename.startswith("<")][-_FRAMES:]))
+    return {"ok": False, "kind": kind, "message": message, "traceback": kept[-6000:]}
+
+
+def main(path: str) -> int:
+    job = json.loads(Path(path).read_text(encoding="utf-8"))
+    result = Harness(job).run()
+    draft = Path(job["scratch"]) / "result.json.draft"
+    draft.write_text(json.dumps(result), encoding="utf-8")
+    draft.replace(draft.with_suffix(""))
+    return 0 if result["ok"] else 1
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # the result is written: a thread that the author left must not hold the slot

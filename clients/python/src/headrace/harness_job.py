@@ -1,0 +1,173 @@
+"""The job that an author's function is given, and what it leaves in the output directory. Loaded by the harness."""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+import os
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+_METRIC = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./ -]{0,249}")
+_PLOT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\.(png|svg|html|json|txt)")
+_MOST_POINTS = 100_000
+_MOST_METRICS = 1_000
+_MOST_BYTES = 64 * 1024**2
+_EXAMPLE_ROWS = 5
+_PROGRESS_S = 0.1  # between two events: a progress() in an inner loop must not fill the disk
+
+
+class InvalidMetric(ValueError):
+    """A metric that is no finite number under a plain name."""
+
+
+class TrainingJob:
+    """See `headrace.training.TrainingJob`, which describes every member for authors."""
+
+    def __init__(self, job: dict[str, Any], datasets: dict[str, Any]) -> None:
+        self.run: str = job["run"]
+        self.model: str = job["model"]
+        self.datasets = datasets
+        self.parameters: dict[str, Any] = dict(job.get("parameters") or {})
+        self.output = Path(job["output"]) / "model"
+        self.scratch = Path(job["scratch"]) / "work"
+        self.example: Any = None
+        self._bundle = Path(job["output"])
+        self._events = Path(job["scratch"]) / "events.jsonl"
+        self._history: list[dict[str, Any]] = []
+        self._next_step: dict[str, int] = {}
+        self._logged: dict[str, Any] = dict(self.parameters)
+        self._progress_at = -math.inf
+        for folder in (self.output, self.scratch):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def log_metric(self, key: str, value: float, step: int | None = None) -> None:
+        number = check_metric(key, value)
+        step = self._next_step.get(key, 0) if step is None else int(step)
+        self._next_step[key] = step + 1
+        if len(self._history) == _MOST_POINTS:
+            print(f"headrace: more than {_MOST_POINTS} metric values; the rest is not kept", file=sys.stderr)
+        if len(self._history) <= _MOST_POINTS:
+            self._history.append({"key": key, "value": number, "step": step, "timestamp_ms": int(time.time() * 1000)})
+            self.tell("metric", key=key, value=number, step=step)
+
+    def log_parameter(self, key: str, value: object) -> None:
+        self._logged[str(key)] = value
+
+    def log_figure(self, name: str, figure: Any) -> None:
+        path = self._plot(name)
+        if hasattr(figure, "savefig"):
+            figure.savefig(path)
+        elif hasattr(figure, "write_html") and path.suffix == ".html":
+            figure.write_html(str(path))
+        elif hasattr(figure, "save"):
+            figure.save(path)
+        else:
+            raise TypeError(f"a {type(figure).__name__} has no savefig or save; draw it to bytes and use log_artifact")
+
+    def log_artifact(self, name: str, content: bytes | str | os.PathLike[str]) -> None:
+        path = self._plot(name)
+        if isinstance(content, os.PathLike):
+            shutil.copyfile(content, path)
+        else:
+            path.write_bytes(content.encode() if isinstance(content, str) else bytes(content))
+        if path.stat().st_size > _MOST_BYTES:
+            path.unlink()
+            raise ValueError(
+                f"{name} has more than {_MOST_BYTES} bytes; what is so large belongs into the model, or elsewhere"
+            )
+
+    def log_example(self, frame: Any) -> None:
+        if not hasattr(frame, "columns") or not hasattr(frame, "dtypes"):
+            raise TypeError("log_example takes a pandas DataFrame as predict gets it")
+        self.example = frame.head(_EXAMPLE_ROWS).copy()
+
+    def progress(self, fraction: float, note: str = "") -> None:
+        now = time.monotonic()
+        if now - self._progress_at >= _PROGRESS_S or fraction >= 1:
+            self._progress_at = now
+            self.tell("progress", fraction=min(1.0, max(0.0, float(fraction))), note=str(note)[:200])
+
+    def tell(self, event: str, **data: Any) -> None:
+        with self._events.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"event": event, **data}) + "\n")
+
+    def write_logged(self, metrics: dict[str, float]) -> None:
+        """metrics.json and parameters.json of the bundle."""
+        _write(self._bundle / "metrics.json", {"metrics": metrics, "history": self._history[:_MOST_POINTS]})
+        _write(self._bundle / "parameters.json", {key: str(value) for key, value in self._logged.items()})
+
+    def write_example(self, answer: Any) -> None:
+        """signature.json and input_example.json, from the rows of `log_example` and what `predict` answered to them."""
+        inputs = [{"name": str(name), "type": _type(self.example[name])} for name in self.example.columns]
+        _write(self._bundle / "signature.json", {"inputs": inputs, "outputs": _outputs(answer)})
+        data = [[_plain(value) for value in row] for row in self.example.itertuples(index=False, name=None)]
+        _write(
+            self._bundle / "input_example.json", {"columns": [str(name) for name in self.example.columns], "data": data}
+        )
+
+    def _plot(self, name: str) -> Path:
+        if not _PLOT.fullmatch(name):
+            raise ValueError(
+                f"{name!r} is no name for a plot: letters, digits, _ . - and one of .png .svg .html .json .txt"
+            )
+        path = self._bundle / "plots" / name
+        path.parent.mkdir(exist_ok=True)
+        return path
+
+
+def check_metric(key: object, value: object) -> float:
+    """The value as a finite float. Raises `InvalidMetric`."""
+    if not isinstance(key, str) or not _METRIC.fullmatch(key):
+        raise InvalidMetric(f"{key!r} is no name for a metric: at most 250 letters, digits, spaces and _ . / -")
+    if hasattr(value, "item"):  # numpy's and torch's numbers
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise InvalidMetric(f"the metric {key!r} is {value!r}, which is no finite number")
+    return float(value)
+
+
+def check_metrics(found: object) -> dict[str, float]:
+    """What `evaluate` returned, as finite floats by name. Raises `InvalidMetric`."""
+    if not isinstance(found, dict) or len(found) > _MOST_METRICS:
+        raise InvalidMetric(
+            f"evaluate() must return a dict of at most {_MOST_METRICS} numbers by name, not a {type(found).__name__}"
+        )
+    return {key: check_metric(key, value) for key, value in found.items()}
+
+
+def _outputs(answer: Any) -> list[dict[str, str]]:
+    """MLflow's columns for what predict answers; none where it is no plain column or table."""
+    if hasattr(answer, "columns"):
+        return [{"name": str(name), "type": _type(answer[name])} for name in answer.columns]
+    if len(getattr(answer, "shape", (0,))) != 1:
+        return []
+    return [{"type": _type(answer)}]
+
+
+def _type(column: Any) -> str:
+    """MLflow's name for the type of a pandas or numpy column, or a list."""
+    kind = getattr(getattr(column, "dtype", None), "kind", "O")
+    known = {"i": "long", "u": "long", "f": "double", "b": "boolean", "M": "datetime"}
+    if kind in known:
+        return known[kind]
+    first = next(iter(column), None)
+    return {bool: "boolean", int: "long", float: "double"}.get(type(first), "string")
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    value = value.item() if hasattr(value, "item") else value
+    if value is None or value != value:
+        return None
+    return value if isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _write(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")

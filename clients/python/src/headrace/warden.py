@@ -1,0 +1,211 @@
+"""The warden: a small process that owns a child's whole tree and outlives its owner just long enough to kill it.
+
+Started by path, standard library only:  python -I -S -E warden.py --log FILE [--cwd DIR] -- ARGV…
+
+stdin    the owner's commands, a line each: `term` (SIGTERM to the child's group), `kill` (kill the tree now).
+         The end of stdin means that the owner died: kill the tree now.
+stdout   `started PID`, then, when the child has ended and nothing that it started is left, `exit CODE` or `signal N`.
+         A child that cannot be started says why in the log and is `exit 127`.
+SIGTERM  to the warden: `term`, and `kill` 5 s later.
+
+The child has its own session, the warden's environment, stdin from /dev/null, stdout and stderr appended to FILE: nobody has to drain a pipe.
+On Linux the warden is a subreaper, so that a descendant that called setsid, twice even, is found and killed; elsewhere the child's group is.
+
+`Warded`, the owner's end, and `Ending` are in `headrace.warded`; they can be imported from here too.
+"""
+
+from __future__ import annotations
+
+# Every import counts: a run waits for this start. `signal` and `subprocess` would add 8 ms (SPIKES 3), hence `_signal`.
+import _signal  # type: ignore[import-not-found, unused-ignore]
+import os
+import select
+import sys
+import time
+
+_GRACE_S = 5.0  # between the SIGTERM that reached the warden and the end of the tree
+_SWEEP_S = 10.0  # a process in uninterruptible sleep must not keep the ending from the owner for longer
+_PR_SET_CHILD_SUBREAPER = 36
+_LINUX = sys.platform == "linux"
+
+if __name__ != "__main__":
+    from headrace.warded import Ending as Ending
+    from headrace.warded import Warded as Warded
+
+
+def main(arguments: list[str]) -> None:
+    options, argv = _parse(arguments)
+    if os.getpgid(0) != os.getpid():
+        os.setsid()
+    if _LINUX:
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    wake = _wake_on_signals()
+    child = _start(argv, options["--log"], options.get("--cwd"))
+    _say("started %d" % child)
+    status = _watch(child, wake)
+    swept = _sweep(child)
+    status = swept if status is None else status
+    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
+    _say("exit %d" % code if code >= 0 else "signal %d" % -code)
+
+
+def _parse(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    options = dict(zip(arguments[:split:2], arguments[1:split:2]))  # noqa: B905 (Python 3.9)
+    argv = arguments[split + 1 :]
+    if not argv or "--log" not in options or not set(options) <= {"--log", "--cwd"}:
+        raise SystemExit("usage: warden.py --log FILE [--cwd DIR] -- ARGV…")
+    return options, argv
+
+
+def _wake_on_signals() -> int:
+    """The read end of a pipe that gets a byte, the signal's number, for each SIGCHLD and SIGTERM; an interrupt is the owner's business."""
+    wake, alarm = os.pipe()
+    os.set_blocking(wake, False)
+    os.set_blocking(alarm, False)
+    _signal.set_wakeup_fd(alarm)
+    for number in (_signal.SIGCHLD, _signal.SIGTERM):
+        _signal.signal(number, lambda *_: None)
+    for number in (_signal.SIGINT, _signal.SIGHUP):
+        _signal.signal(number, _signal.SIG_IGN)
+    return wake
+
+
+def _start(argv: list[str], log: str, cwd: str | None) -> int:
+    """Fork and exec; returns once the child has its own session and runs `argv` (or has failed to)."""
+    executed, executing = os.pipe()  # closes itself on exec: after its end, `term` finds the group
+    child = os.fork()
+    if child == 0:
+        try:
+            _become(argv, log, cwd)
+        except OSError as error:
+            os.write(2, ("cannot start %s: %s\n" % (argv[0], error)).encode(errors="replace"))
+        finally:
+            os._exit(127)
+    os.close(executing)
+    os.read(executed, 1)
+    os.close(executed)
+    return child
+
+
+def _become(argv: list[str], log: str, cwd: str | None) -> None:
+    os.setsid()
+    for number in (_signal.SIGINT, _signal.SIGHUP, _signal.SIGPIPE):  # ignored ones would stay ignored across exec
+        _signal.signal(number, _signal.SIG_DFL)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    if cwd is not None:
+        os.chdir(cwd)
+    os.execvp(argv[0], argv)
+
+
+def _watch(child: int, wake: int) -> int | None:
+    """Obey the owner until the child has ended (returns its status) or the tree must die (None)."""
+    commands = b""
+    kill_at: float | None = None
+    while True:
+        status = _reap(child)
+        if status is not None:
+            return status
+        left_s = None if kill_at is None else kill_at - time.monotonic()
+        if left_s is not None and left_s <= 0:
+            return None
+        ready = select.select([0, wake], [], [], left_s)[0]
+        if wake in ready and _signal.SIGTERM in os.read(wake, 512):
+            _send(-child, _signal.SIGTERM)
+            kill_at = kill_at or time.monotonic() + _GRACE_S
+        if 0 in ready:
+            received = os.read(0, 512)
+            commands += received
+            *complete, commands = commands.split(b"\n")
+            if not received or b"kill" in complete:
+                return None
+            if b"term" in complete:
+                _send(-child, _signal.SIGTERM)
+
+
+def _reap(child: int) -> int | None:
+    """Wait for all that has ended, orphans that fell to us too; the child's status if it is among them."""
+    found = None
+    try:
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            if pid == child:
+                found = status
+    except ChildProcessError:
+        pass
+    return found
+
+
+def _sweep(child: int) -> int:
+    """Kill and reap all that is left; the child's status, if it was still there, else SIGKILL's.
+
+    Everything is stopped before anything is killed: what is stopped can't fork its way out between two looks.
+    """
+    found: int | None = None
+    deadline = time.monotonic() + _SWEEP_S
+    while time.monotonic() < deadline:
+        stopped: set[int] = set()
+        while True:
+            fresh = set(_descendants(child)) - stopped
+            if not fresh:
+                break
+            for pid in fresh:
+                _send(pid, _signal.SIGSTOP)
+            stopped |= fresh
+        for pid in stopped:
+            _send(pid, _signal.SIGKILL)
+        status = _reap(child)
+        found = status if status is not None else found
+        if not stopped:
+            break
+        time.sleep(0.001)
+    return _signal.SIGKILL if found is None else found
+
+
+def _send(target: int, number: int) -> bool:
+    """False if there is no such process, or group where `target` is negative, that we may signal."""
+    try:
+        os.kill(target, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def _descendants(child: int) -> list[int]:
+    """All living or unreaped processes below the warden: a negative pid is a whole group, where there is no /proc."""
+    if not _LINUX:
+        return [-child] if _send(-child, 0) else []
+    parents: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open("/proc/%s/stat" % name, "rb") as stream:
+                    fields = stream.read().rpartition(b")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            parents.setdefault(int(fields[1]), []).append(int(name))
+    found: list[int] = []
+    heads = [os.getpid()]
+    while heads:
+        below = parents.get(heads.pop(), [])
+        found += below
+        heads += below
+    return found
+
+
+def _say(line: str) -> None:
+    try:
+        os.write(1, line.encode() + b"\n")
+    except BrokenPipeError:  # the owner is dead: the end of stdin tells us too
+        return
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,102 @@
+"""Releases of one model: the commit that its repository offers now, and what that declares, read without a checkout."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import structlog
+
+from services.ingest_watcher.loop import Wake
+from shared.catalog import Model, check_declaration
+from shared.declaration import Declaration, parse
+from shared.errors import HeadraceError, Refused
+from shared.git import Mirror, resolve
+from shared.ledger import Ledger, configuration, planning, releases
+from shared.ledger.configuration import InForce
+from shared.toml import MAX_BYTES
+
+FILE = "pyproject.toml"
+NOTE_S = 10.0
+
+log = structlog.get_logger()
+
+
+class ReleaseWatch:
+    """Looks at each `release_poll` and at a call (the configuration has changed). Any number of watchers may do so at once."""
+
+    def __init__(self, ledger: Ledger, model: str, mirrors: Path, wake: Wake) -> None:
+        self._ledger, self._model, self._mirrors, self._wake = ledger, model, mirrors, wake
+        self._judged: tuple[str, str, str] | None = None  # configuration, name and commit of what was read last
+        self._noted: tuple[str | None, float] | None = None
+
+    def step(self) -> None:
+        with self._ledger.read() as tx:
+            config = configuration.in_force(tx)
+        wanted = config.catalog.models.get(self._model)
+        if wanted is None:
+            self._wake.wait(NOTE_S)  # until the roster stops this loop
+            return
+        try:
+            settled = self._look(config, wanted)
+        except HeadraceError as error:
+            self._note(error.message)
+        else:
+            self._note(None)
+            if not settled:
+                return
+        self._wake.wait(wanted.release_poll.total_seconds())
+
+    def close(self) -> None:
+        """Holds nothing."""
+
+    def _look(self, config: InForce, wanted: Model) -> bool:
+        """Take in what the repository offers; False when another watcher or a new configuration came between, and it must be done again."""
+        before = self._newest_seen()
+        mirror = Mirror(self._mirrors, wanted.repository, allow_local=True)
+        fixed = wanted.release != "latest" and ":" not in wanted.release  # a commit: nothing can move it
+        name, commit = resolve(wanted.release, {} if fixed else mirror.remote_refs())
+        if self._judged == (config.digest, name, commit):
+            return True
+        mirror.fetch(commit)
+        declared = self._read(mirror, commit, config)
+        with self._ledger.write() as tx:
+            if configuration.in_force(tx).digest != config.digest or _id(releases.seen(tx, self._model)) != before:
+                return False
+            if isinstance(declared, Refused):
+                releases.refused(tx, self._model, name, commit, declared.message)
+            else:
+                planning.adopt(tx, self._model, name, commit, declared)
+        self._judged = config.digest, name, commit
+        log.info("release.seen", model=self._model, release=name, commit=commit, refused=isinstance(declared, Refused))
+        return True
+
+    def _newest_seen(self) -> int | None:
+        with self._ledger.read() as tx:
+            return _id(releases.seen(tx, self._model))
+
+    def _read(self, mirror: Mirror, commit: str, config: InForce) -> Declaration | Refused:
+        try:
+            text = mirror.show(commit, FILE, MAX_BYTES)
+            if text is None:
+                raise Refused(f"{FILE} is missing at the top of the repository; add one with a table [tool.headrace]")
+            declared = parse(text)
+            check_declaration(declared, config.catalog, self._model)
+        except Refused as refusal:
+            return refusal
+        return declared
+
+    def _note(self, error: str | None) -> None:
+        """Write down that the repository was looked at: at once when the answer is another one, else now and then."""
+        now = time.monotonic()
+        if self._noted is not None and self._noted[0] == error and now - self._noted[1] < NOTE_S:
+            return
+        if error is not None and (self._noted is None or self._noted[0] != error):
+            log.warning("repository.unreadable", model=self._model, why=error)
+        with self._ledger.write() as tx:
+            releases.looked(tx, self._model, error)
+        self._noted = error, now
+
+
+def _id(row: object) -> int | None:
+    return None if row is None else int(row.id)  # type: ignore[attr-defined]

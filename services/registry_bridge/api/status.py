@@ -1,0 +1,101 @@
+"""The whole stack at a glance, over REST."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from services.registry_bridge.api import models
+from shared.catalog import Catalog
+from shared.cuts import Cut, Point
+from shared.http import Here, Reader
+from shared.ledger import Transaction, configuration, datasets, deliveries, fates, runs, workers
+from shared.lifecycle import DeliveryState, RunState
+from shared.problems import EVERYWHERE
+from shared.values import Strict
+
+router = APIRouter(prefix="/v1", tags=["status"], responses=EVERYWHERE)
+
+
+class DatasetStatus(Strict):
+    """How far a dataset is known, and how the last look at its source went."""
+
+    name: str
+    kind: Literal["sql", "rest"]
+    cursor: Point
+    rows: int | None
+    looked_at: datetime | None
+    error: str | None
+
+
+class RunCounts(Strict):
+    waiting: int
+    running: int = Field(description="with those that will be tried again")
+
+
+class DeliveryCounts(Strict):
+    pending: int
+    failed: int
+
+
+class WorkerStatus(Strict):
+    """A trainer that was heard of within the last minute."""
+
+    name: str
+    compute_class: str
+    slots: int
+    busy: int
+    seen_at: datetime
+
+
+class Status(Strict):
+    models: tuple[models.Model, ...]
+    datasets: tuple[DatasetStatus, ...]
+    runs: RunCounts
+    deliveries: DeliveryCounts
+    workers: tuple[WorkerStatus, ...]
+
+
+@router.get("/status")
+def status(_: Reader, stores: Here) -> Status:
+    """Models, datasets, workers, and what waits."""
+    with stores.ledger.read() as tx:
+        catalog = configuration.in_force(tx).catalog
+        counted, sent = runs.count(tx), deliveries.count(tx)
+        busy = counted.get(RunState.RUNNING, 0) + counted.get(RunState.RETRYING, 0)
+        return Status(
+            models=tuple(models.describe(tx, name, catalog) for name in sorted(catalog.models)),
+            datasets=_datasets(tx, catalog),
+            runs=RunCounts(waiting=counted.get(RunState.WAITING, 0), running=busy),
+            deliveries=DeliveryCounts(
+                pending=sent.get(DeliveryState.PENDING, 0), failed=sent.get(DeliveryState.FAILED, 0)
+            ),
+            workers=_workers(tx),
+        )
+
+
+def _datasets(tx: Transaction, catalog: Catalog) -> tuple[DatasetStatus, ...]:
+    """Those of the configuration, also before anything is known of them."""
+    rows = {row.name: row for row in datasets.find_all(tx)}
+    found = []
+    for name, dataset in sorted(catalog.datasets.items()):
+        row = rows.get(name)
+        cut = Cut.from_json(row.cut) if row is not None and row.cut else Cut(upto=None)
+        looked_at, error = (row.looked_at, row.error) if row is not None else (None, None)
+        kind = dataset.source.kind
+        found.append(
+            DatasetStatus(name=name, kind=kind, cursor=cut.upto, rows=cut.rows, looked_at=looked_at, error=error)
+        )
+    return tuple(found)
+
+
+def _workers(tx: Transaction) -> tuple[WorkerStatus, ...]:
+    return tuple(
+        WorkerStatus(
+            name=row.name, compute_class=row.compute_class, slots=row.slots, busy=row.busy, seen_at=row.seen_at
+        )
+        for row in workers.alive(tx, fates.WORKER_SEEN)
+    )

@@ -1,0 +1,77 @@
+"""The bridge process: `celery -A services.registry_bridge.app worker -Q registry -P threads`, built when Celery asks for `app`."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from celery import Celery
+from celery.signals import worker_init, worker_shutdown
+
+from services.registry_bridge import tasks
+from services.registry_bridge.deliver import Deliverer
+from services.registry_bridge.mlflow_registry import MlflowRegistry
+from services.registry_bridge.promote import Promoter, Wanted
+from services.registry_bridge.register import Registrar
+from services.registry_bridge.sweep import Sweep
+from shared import messages
+from shared.blobs import make_blobs
+from shared.celery_app import make_app
+from shared.errors import ConfigurationError
+from shared.ledger import Ledger, configuration
+from shared.ledger.session import check_schema
+from shared.log import configure
+from shared.settings import Settings, load
+
+LEAVE_WITHIN_S = 5.0
+
+
+def build(settings: Settings) -> Celery:
+    """The Celery application with everything that its message needs; MLflow may still be away."""
+    ledger = Ledger(settings.ledger_url)
+    check_schema(ledger)
+    app, registry, blobs = make_app(settings, ()), MlflowRegistry(settings.mlflow_url), make_blobs(settings.blobs_url)
+    registrar = Registrar(ledger, registry, blobs, settings.state_dir / "bridge")
+    sweep = Sweep(
+        ledger, registrar, Promoter(ledger, registry, lambda wanted: _ask(settings, ledger, wanted)), Deliverer(ledger)
+    )
+    tasks.register(app, sweep)
+    _connect(settings, sweep)
+    return app
+
+
+def _ask(settings: Settings, ledger: Ledger, wanted: Wanted) -> bool:
+    """Ring for a missing score; a free trainer finds the wish in the ledger too."""
+    run, holdout, compute_class = wanted
+    try:
+        with ledger.read() as tx:
+            classes = tuple(configuration.in_force(tx).catalog.compute_classes)
+    except ConfigurationError:
+        return False
+    bell = make_app(settings, classes, patient=False)
+    return messages.ring(bell, messages.EVALUATE, messages.train_queue(compute_class), run, holdout)
+
+
+def _connect(settings: Settings, sweep: Sweep) -> None:
+    @worker_init.connect(weak=False)  # type: ignore[untyped-decorator]
+    def started(**_: Any) -> None:
+        sweep.start()
+        settings.announce_ready()
+
+    @worker_shutdown.connect(weak=False)  # type: ignore[untyped-decorator]
+    def left(**_: Any) -> None:
+        sweep.stop(LEAVE_WITHIN_S)
+
+
+@cache
+def _process() -> Celery:
+    settings = load()
+    configure(settings)
+    return build(settings)
+
+
+def __getattr__(name: str) -> Celery:
+    """`app`, for `celery -A services.registry_bridge.app`: made when asked for, since importing does nothing."""
+    if name == "app":
+        return _process()
+    raise AttributeError(name)

@@ -1,0 +1,116 @@
+"""A standard MLflow pyfunc model composed around a bundle's files: nothing of the author's is imported, unpickled or run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mlflow.models import Model, ModelSignature
+
+from shared.errors import Refused
+
+LOADER = "headrace_loader"
+_TYPES = {"long", "integer", "double", "float", "string", "boolean", "datetime", "binary"}
+_CONDA = """\
+name: headrace
+channels:
+- conda-forge
+dependencies:
+- python={python}
+- pip
+- pip:
+  - -r requirements.txt
+"""
+_VIRTUALENV = """\
+python: {python}
+build_dependencies:
+- pip
+dependencies:
+- -r requirements.txt
+"""
+_NAMESPACE = uuid.UUID("7b0b3b3e-3c0d-5a52-9a39-0d3e6f2d8f11")
+
+
+def compose(bundle_dir: Path, into: Path, *, model: str, run: int, created_at: datetime, python: str) -> None:
+    """Compose the model directory that MLflow gets and consumers download; `into` is made anew.
+
+    The same arguments give the same bytes, so that a repeated registration has the same digest. `python` is the version that trained
+    it (`3.11.7`). Raises `Refused` (`invalid_bundle`) where the bundle's own descriptions are wrong.
+    """
+    shutil.rmtree(into, ignore_errors=True)
+    into.mkdir(parents=True)
+    for part in ("model", "source"):
+        if (bundle_dir / part).exists():  # a store of files knows no empty directory
+            shutil.copytree(bundle_dir / part, into / "data" / part, symlinks=True)
+    (into / "code").mkdir()
+    shutil.copyfile(bundle_dir / "code" / f"{LOADER}.py", into / "code" / f"{LOADER}.py")
+    shutil.copyfile(bundle_dir / "requirements.txt", into / "requirements.txt")
+    _write_environments(into, python)
+    described = Model(
+        utc_time_created=created_at.astimezone(UTC).replace(tzinfo=None),
+        model_uuid=uuid.uuid5(_NAMESPACE, f"{model}/{run}").hex,
+        signature=_signature(bundle_dir / "signature.json"),
+        saved_input_example_info=_copy_example(bundle_dir / "input_example.json", into),
+        metadata={"headrace.model": model, "headrace.run": str(run)},
+    )
+    # the names are those of mlflow.pyfunc, which is not imported for them: it brings every flavour's types along
+    described.add_flavor(
+        "python_function",
+        loader_module=LOADER,
+        code="code",
+        data="data",
+        env={"conda": "conda.yaml", "virtualenv": "python_env.yaml"},
+        python_version=python,
+    )
+    described.save(str(into / "MLmodel"))
+
+
+def _write_environments(into: Path, python: str) -> None:
+    """Both point at the locked requirements, hashes and all, as MLflow's own writers do."""
+    if not re.fullmatch(r"3\.[0-9]{1,2}(\.[0-9]{1,2})?", python):
+        raise Refused(f"invalid_bundle: {python!r} is no version of Python")
+    (into / "conda.yaml").write_text(_CONDA.format(python=python))
+    (into / "python_env.yaml").write_text(_VIRTUALENV.format(python=python))
+
+
+def _signature(path: Path) -> ModelSignature | None:
+    if not path.exists():
+        return None
+    try:
+        columns = json.loads(path.read_bytes())
+        sides = {side: json.dumps([_column(one) for one in columns[side]]) for side in ("inputs", "outputs") if columns.get(side)}
+        return ModelSignature.from_dict(sides) if sides else None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Refused(f"invalid_bundle: signature.json is not of the documented form: {error}") from error
+
+
+def _column(one: dict[str, Any]) -> dict[str, Any]:
+    """Rebuilt from what is known, so that nothing else of the author's reaches MLflow's parser."""
+    if one["type"] not in _TYPES:
+        raise ValueError(f"{one['type']!r} is no column type; known are {', '.join(sorted(_TYPES))}")
+    named = {"name": str(one["name"])} if one.get("name") else {}
+    return {"type": one["type"], "required": True, **named}
+
+
+def _copy_example(path: Path, into: Path) -> dict[str, str] | None:
+    """The example twice: as a frame, and as the body of a request to `mlflow models serve`."""
+    if not path.exists():
+        return None
+    try:
+        example = json.loads(path.read_bytes())
+        split = {"columns": list(example["columns"]), "data": list(example["data"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise Refused(f"invalid_bundle: input_example.json is not of the documented form: {error}") from error
+    (into / "input_example.json").write_text(json.dumps(split))
+    (into / "serving_input_example.json").write_text(json.dumps({"dataframe_split": split}))
+    return {
+        "artifact_path": "input_example.json",
+        "serving_input_path": "serving_input_example.json",
+        "type": "dataframe",
+        "pandas_orient": "split",
+    }

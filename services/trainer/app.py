@@ -1,0 +1,128 @@
+"""The trainer process: `celery -A services.trainer.app worker -Q train.<class> -P threads`, built when Celery asks for `app`."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+import structlog
+from celery import Celery
+from celery.signals import worker_init, worker_shutdown, worker_shutting_down
+
+from services.trainer import tasks
+from services.trainer.attempt import Trainer
+from services.trainer.checkout import Workshop
+from services.trainer.claims import LedgerClaims, LedgerScores, LedgerWork
+from services.trainer.evaluate import Evaluator
+from services.trainer.failures import Stopped
+from services.trainer.heart import Heart
+from services.trainer.lookout import Due, Lookout, Slots
+from shared import messages
+from shared.blobs import make_blobs
+from shared.celery_app import make_app
+from shared.ledger import Ledger
+from shared.ledger.session import check_schema
+from shared.log import configure
+from shared.logs import make_logs
+from shared.settings import Settings, load
+
+log = structlog.get_logger()
+LEAVE_WITHIN_S = 8.0
+
+
+def build(settings: Settings) -> Celery:
+    """The Celery application with everything that its messages need; verifies ledger and stores, and opens nothing to Redis."""
+    ledger = Ledger(settings.ledger_url)
+    check_schema(ledger)
+    leaving, slots = threading.Event(), Slots(settings.slots)
+    classes = (settings.compute_class,)
+    app, bell = make_app(settings, classes), make_app(settings, classes, patient=False)
+    do = _make_work(settings, ledger, leaving, bell)
+    work = LedgerWork(ledger, settings.worker, settings.compute_class, settings.slots)
+    lookout = Lookout(work, slots, lambda due: _ring(bell, settings.compute_class, due), do, leaving, settings.look_s)
+    tasks.register(app, slots, lookout, do)
+    _connect(settings, lookout)
+    return app
+
+
+def _make_work(settings: Settings, ledger: Ledger, leaving: threading.Event, bell: Celery) -> Any:
+    home, lease = settings.state_dir / "trainer", timedelta(seconds=settings.lease_s)
+    blobs, logs = make_blobs(settings.blobs_url), make_logs(settings.logs_url)
+    workshop = Workshop(settings)
+    evaluator = Evaluator(workshop, blobs, logs, home)
+    claims, scores = LedgerClaims(ledger, settings.worker, lease), LedgerScores(ledger, lease)
+    trainer = Trainer(claims, workshop, evaluator, blobs, logs, home, settings.heartbeat_s, leaving)
+
+    def score(run: int, holdout: str) -> None:
+        if (wanted := scores.claim(run, holdout)) is None:
+            return
+        subject, ranges, config = wanted
+        model = config.catalog.models[subject.release.model]
+        with Heart(lambda *_: scores.beat(run, holdout), settings.heartbeat_s, leaving) as heart:
+            found = evaluator.score(
+                subject,
+                model,
+                config.catalog.datasets,
+                ranges,
+                heart,
+                by="later",
+                say=lambda text: log.info("score", text=text),
+            )
+        if found is not None:
+            scores.store(run, holdout, found)
+
+    def do(due: Due) -> None:
+        try:
+            if isinstance(due, int):
+                if trainer.attempt(due):
+                    messages.ring(bell, messages.REGISTER, messages.REGISTRY_QUEUE, due)
+            else:
+                score(*due)
+        except Stopped as stopped:
+            log.info("work_stopped", due=due, reason=stopped.message)
+        except Exception:  # the edge of a task: the lease of what it held runs out, and a free slot looks again
+            log.exception("work_failed", due=due)
+
+    return do
+
+
+def _ring(bell: Celery, compute_class: str, due: Due) -> bool:
+    queue = messages.train_queue(compute_class)
+    if isinstance(due, int):
+        return messages.ring(bell, messages.TRAIN, queue, due)
+    return messages.ring(bell, messages.EVALUATE, queue, *due)
+
+
+def _connect(settings: Settings, lookout: Lookout) -> None:
+    """Celery's moments: the look into the ledger starts before the broker is reached, and a warm stop hands runs back."""
+
+    @worker_init.connect(weak=False)  # type: ignore[untyped-decorator]
+    def started(**_: Any) -> None:
+        lookout.start()
+        settings.announce_ready()
+        log.info("trainer_ready", compute_class=settings.compute_class, slots=settings.slots)
+
+    @worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
+    def leaving(**_: Any) -> None:
+        lookout.leaving.set()
+        lookout.slots.freed.set()
+
+    @worker_shutdown.connect(weak=False)  # type: ignore[untyped-decorator]
+    def left(**_: Any) -> None:
+        lookout.stop(LEAVE_WITHIN_S)
+
+
+@cache
+def _process() -> Celery:
+    settings = load()
+    configure(settings)
+    return build(settings)
+
+
+def __getattr__(name: str) -> Celery:
+    """`app`, for `celery -A services.trainer.app`: made when asked for, since importing does nothing."""
+    if name == "app":
+        return _process()
+    raise AttributeError(name)

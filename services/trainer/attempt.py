@@ -1,0 +1,175 @@
+"""One attempt at a run, from the claim to the bundle: the whole of what a worker does, in order."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import structlog
+
+from services.trainer import bundle, child, jobs
+from services.trainer.checkout import Prepared, Workshop
+from services.trainer.claims import Claims
+from services.trainer.evaluate import Evaluator
+from services.trainer.failures import Cancelled, Leaving, Lost, classify
+from services.trainer.heart import Heart
+from shared import cuts
+from shared.blobs import Blobs
+from shared.cuts import Range
+from shared.errors import Fenced, HeadraceError
+from shared.gates import Scores
+from shared.ledger.attempts import Claim
+from shared.logs import Logs
+
+log = structlog.get_logger()
+
+
+@dataclass
+class Steps:
+    """Seconds of each step of an attempt, in order; two steps may overlap."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.monotonic() - started, 4)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """All that an attempt needs on this machine."""
+
+    claims: Claims
+    workshop: Workshop
+    evaluator: Evaluator
+    blobs: Blobs
+    logs: Logs
+    home: Path
+    heartbeat_s: float
+    leaving: threading.Event
+
+    def attempt(self, run: int) -> bool:
+        """Claim the run and see it through; False if there was nothing to claim. Every way out is written into the ledger, or fenced."""
+        claim = self.claims.claim(run)
+        if claim is None:
+            return False
+        bound = log.bind(run=run, attempt=claim.token, model=claim.release.model, traceparent=claim.traceparent)
+        bound.info("attempt_started", release=claim.release.name, cut=claim.cut_digest)
+        steps = Steps()
+        try:
+            self._carry_out(claim, steps)
+            bound.info("attempt_trained", seconds=steps.seconds)
+        except (Lost, Fenced) as error:
+            bound.warning("attempt_fenced", reason=error.message)
+        except Exception as error:  # noqa: BLE001 -- the edge: whatever happened becomes a state
+            self._end(claim, steps, error)
+            bound.warning("attempt_ended", reason=str(error)[:500], exc_info=not isinstance(error, HeadraceError))
+        return True
+
+    def _end(self, claim: Claim, steps: Steps, error: Exception) -> None:
+        try:
+            match error:
+                case Leaving():
+                    self.claims.hand_back(claim, error.message, steps.seconds)
+                case Cancelled():
+                    self.claims.cancelled(claim, steps.seconds)
+                case _:
+                    failure = classify(error)
+                    self._say(claim, f"failed ({failure.kind}): {failure.message}")
+                    self.claims.fail(claim, failure, steps.seconds)
+        except HeadraceError as ending:
+            log.warning(
+                "attempt_end_not_written", run=claim.run, reason=ending.message
+            )  # the lease runs out; another claims it
+
+    def _carry_out(self, claim: Claim, steps: Steps) -> None:
+        scratch = self.home / "scratch" / f"{claim.run}-{claim.token}"
+        holdout = cuts.comparison(claim.cut, claim.champion.cut if claim.champion is not None else None)
+        try:
+            with Heart(
+                lambda progress, note: self.claims.beat(claim, progress, note), self.heartbeat_s, self.leaving
+            ) as heart:
+                with _beside(lambda: self._score_champion(claim, holdout, heart, steps)) as champion:
+                    prepared, found = self._train(claim, holdout, scratch, heart, steps)
+                    with steps.step("bundle"):
+                        digest = self._bundle(claim, scratch / "output", prepared)
+                scores = self._scores(claim, holdout, found, champion.result())
+                heart.check()
+            self.claims.finish(claim, digest, scores, steps.seconds)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _train(
+        self, claim: Claim, holdout: dict[str, Range], scratch: Path, heart: Heart, steps: Steps
+    ) -> tuple[Prepared, dict[str, float] | None]:
+        with steps.step("prepare"):
+            prepared = self.workshop.prepare(claim.model.repository, claim.release, lambda text: self._say(claim, text))
+        heart.check()
+        (scratch / "output").mkdir(parents=True, exist_ok=True, mode=0o700)
+        sources, model = claim.datasets, claim.model
+        job = jobs.training_job(claim.run, claim.release, model, sources, claim.cut, holdout, prepared, scratch)
+        env = child.environment(model.pass_env, claim.run, prepared, scratch)
+        work = child.Work(job, scratch, self._log_name(claim), _time_limit(claim), env)
+        with steps.step("train"):
+            result = child.run(work, prepared, self.logs, heart)
+        steps.seconds |= {f"train.{name}": seconds for name, seconds in result.seconds.items()}
+        return prepared, result.metrics
+
+    def _score_champion(self, claim: Claim, holdout: dict[str, Range], heart: Heart, steps: Steps) -> Scores | None:
+        if claim.champion is None:
+            return None
+        with steps.step("champion"):
+            return self.evaluator.score(
+                claim.champion,
+                claim.model,
+                claim.datasets,
+                holdout,
+                heart,
+                by=f"{claim.run}-{claim.token}",
+                say=lambda text: self._say(claim, text),
+            )
+
+    def _scores(
+        self, claim: Claim, holdout: dict[str, Range], found: dict[str, float] | None, champion: Scores | None
+    ) -> dict[int, tuple[dict[str, Range], Scores]]:
+        """Scores to store, by the run whose model they are of."""
+        own = Scores(found, None if found is not None else f"release {claim.release.name} declares no evaluate")
+        scores = {claim.run: (holdout, own)}
+        if claim.champion is not None and champion is not None:
+            scores[claim.champion.run] = (holdout, champion)
+        return scores
+
+    def _bundle(self, claim: Claim, output: Path, prepared: Prepared) -> str:
+        text, _ = self.logs.read(self._log_name(claim), 0, 10_000_000)
+        bundle.complete(output, prepared, text)
+        return bundle.store(self.blobs, output, bundle.check(output))
+
+    def _say(self, claim: Claim, text: str) -> None:
+        """A line of the platform's own in the author's log."""
+        self.logs.append(self._log_name(claim), f"[headrace] {text}\n".encode())
+
+    def _log_name(self, claim: Claim) -> str:
+        return f"runs/{claim.run}/{claim.token}"
+
+
+def _time_limit(claim: Claim) -> timedelta:
+    own = claim.release.declaration.time_limit
+    return min(own, claim.model.time_limit) if own is not None else claim.model.time_limit
+
+
+@contextmanager
+def _beside(work: Callable[[], Scores | None]) -> Iterator[Future[Scores | None]]:
+    """Work in a second thread; left only when it has ended, whatever happened to ours."""
+    with ThreadPoolExecutor(1, thread_name_prefix="champion") as pool:
+        yield pool.submit(work)

@@ -1,0 +1,175 @@
+"""One child process in a model's environment: told what to do by a file, watched, and stopped with all that it started."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import headrace
+from headrace.warden import Ending, Warded
+
+from services.trainer.checkout import Prepared
+from services.trainer.failures import AttemptFailed
+from services.trainer.heart import Heart
+from shared import settings
+from shared.errors import ConfigurationError
+from shared.logs import Logs, Pump
+
+HARNESS = Path(headrace.__file__).with_name("harness.py")
+LOADER = Path(headrace.__file__).with_name("loader.py")
+GRACE_S = 5.0
+SLICE_S = 0.1
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the harness says of a child that did its work: metrics of `evaluate`, and seconds of each phase."""
+
+    metrics: dict[str, float] | None
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One job for a child: `job` as the harness reads it, files under `scratch`, the author's output into the log `log_name`."""
+
+    job: Mapping[str, Any]
+    scratch: Path
+    log_name: str
+    time_limit: timedelta
+    env: Mapping[str, str]
+
+
+def run(work: Work, prepared: Prepared, logs: Logs, heart: Heart) -> Result:
+    """Run the harness to its end. Raises `AttemptFailed` with the reason, or `Stopped` after the child's tree is gone."""
+    work.scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+    job = work.scratch / "job.json"
+    job.write_text(json.dumps(work.job))
+    written = work.scratch / "output.log"
+    written.touch(mode=0o600)
+    with Pump(logs, work.log_name, written):
+        child = Warded.start(
+            [str(prepared.python), "-I", str(HARNESS), str(job)], log=written, env=work.env, cwd=work.scratch
+        )
+        ending = _watch(child, work, heart)
+    return _read_result(work.scratch / "result.json", ending)
+
+
+def environment(names: tuple[str, ...], run: int, prepared: Prepared, scratch: Path) -> dict[str, str]:
+    """All that the author's code sees of our environment: what the operator listed, and what a program needs to run at all."""
+    passed = {}
+    for name in names:
+        if (value := settings.variable(name)) is None:
+            raise AttemptFailed(
+                "configuration",
+                f"the variable {name} is in pass_env but not set where the worker runs",
+                "start the worker with it",
+            )
+        passed[name] = value
+    home = scratch / "home"
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return {
+        "PATH": f"{prepared.python.parent}:/usr/local/bin:/usr/bin:/bin",
+        "HOME": str(home),
+        "TMPDIR": str(home),
+        "LANG": "C.UTF-8",
+        "PYTHONUNBUFFERED": "1",
+        "HEADRACE_RUN_ID": str(run),
+        **passed,
+    }
+
+
+def source_url(reference: str, pass_env: tuple[str, ...]) -> tuple[str | None, str | None]:
+    """The variable that holds a source's URL and the URL itself, as far as the author's code may know them."""
+    if not reference.startswith("env:"):
+        return None, reference
+    name = reference.removeprefix("env:")
+    try:
+        return name, settings.resolve(reference) if name in pass_env else None
+    except ConfigurationError as error:
+        raise AttemptFailed("configuration", error.message) from error
+
+
+def _watch(child: Warded, work: Work, heart: Heart) -> Ending:
+    """Wait for the end; on a stop or past the time limit the whole tree goes first."""
+    deadline = time.monotonic() + work.time_limit.total_seconds()
+    events = Events(work.scratch / "events.jsonl")
+    while (ending := child.wait(SLICE_S)) is None:
+        heart.progress = events.progress() or heart.progress
+        try:
+            heart.check()
+        except BaseException:
+            child.terminate(GRACE_S)
+            raise
+        if time.monotonic() > deadline:
+            child.terminate(GRACE_S)
+            limit = work.time_limit.total_seconds()
+            raise AttemptFailed(
+                "time_limit",
+                f"it ran for longer than {limit:g} s",
+                "raise time_limit in headrace.toml or make the training shorter",
+            )
+    return ending
+
+
+class Events:
+    """The progress that the harness writes line by line; reads only what is new, and never more than a bounded piece."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def progress(self) -> tuple[float, str] | None:
+        """The newest progress since the last call: a fraction from 0 to 1 and a note."""
+        try:
+            with self._path.open("rb") as stream:
+                stream.seek(self._offset)
+                lines = stream.read(1_000_000).split(b"\n")
+        except FileNotFoundError:
+            return None
+        self._offset += sum(len(line) + 1 for line in lines[:-1])
+        found = None
+        for line in lines[:-1]:
+            try:
+                event = json.loads(line)
+                if event["event"] == "progress":
+                    found = (min(1.0, max(0.0, float(event["fraction"]))), str(event.get("note", ""))[:200])
+            except (ValueError, KeyError, TypeError):
+                continue  # the author's code can write here too; only progress is at stake
+        return found
+
+
+def _read_result(path: Path, ending: Ending) -> Result:
+    try:
+        result = json.loads(path.read_bytes()[:10_000_000])
+        if not isinstance(result, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError):
+        raise _ended_without_result(ending) from None
+    if result.get("ok") is True and ending.ok:
+        return Result(
+            result.get("metrics"), {str(name): float(value) for name, value in result.get("seconds", {}).items()}
+        )
+    if result.get("ok") is True:
+        raise _ended_without_result(ending)
+    trace = f"\n{result['traceback']}" if result.get("traceback") else ""
+    advice = "mend the code and tag a new release; `headrace logs` has the whole output"
+    raise AttemptFailed(
+        str(result.get("kind", "author_error"))[:40], f"{result.get('message', 'no message')}{trace}"[:8000], advice
+    )
+
+
+def _ended_without_result(ending: Ending) -> AttemptFailed:
+    if ending.signal is not None:
+        advice = "SIGKILL mostly means that the machine ran out of memory" if ending.signal == 9 else ""
+        return AttemptFailed("killed", f"the training process was {ending}", advice, transient=True)
+    if ending.code is None:
+        return AttemptFailed("killed", f"the training process was {ending}", transient=True)
+    return AttemptFailed(
+        "bad_exit", f"the training process ended with {ending} and left no result", "`headrace logs` has its output"
+    )

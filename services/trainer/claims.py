@@ -1,0 +1,135 @@
+"""The one door from a worker to the ledger: claim, beat, finish, fail and scores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Protocol
+
+from shared.cuts import Range, digest, from_json, to_json
+from shared.errors import Unavailable
+from shared.gates import Scores
+from shared.ledger import Ledger, Transaction, attempts, configuration, runs, versions, workers
+from shared.ledger.attempts import Claim, Failure, Trained
+
+PATIENCE_S = 60.0
+
+
+class Claims(Protocol):
+    """What a worker may do to the ledger. After `claim`, every call is fenced by the claim's token and raises `Fenced` when it is not
+    the newest; each is safe to repeat. An adapter over HTTP can take the place of the one below where a machine holds no database password."""
+
+    def claim(self, run: int) -> Claim | None: ...
+    def beat(self, claim: Claim, progress: float | None, note: str | None) -> str | None: ...
+    def finish(
+        self, claim: Claim, bundle: str, scores: dict[int, tuple[dict[str, Range], Scores]], seconds: dict[str, float]
+    ) -> None: ...
+    def fail(self, claim: Claim, failure: Failure, seconds: dict[str, float]) -> None: ...
+    def hand_back(self, claim: Claim, why: str, seconds: dict[str, float]) -> None: ...
+    def cancelled(self, claim: Claim, seconds: dict[str, float]) -> None: ...
+
+
+class LedgerClaims:
+    """`Claims` by SQL. What ends an attempt is tried again while the ledger is away, as long as the claim may still be ours."""
+
+    def __init__(self, ledger: Ledger, worker: str, lease: timedelta) -> None:
+        self._ledger = ledger
+        self._worker = worker
+        self._lease = lease
+
+    def claim(self, run: int) -> Claim | None:
+        with self._ledger.write() as tx:
+            return attempts.claim(tx, run, self._worker, self._lease)
+
+    def beat(self, claim: Claim, progress: float | None, note: str | None) -> str | None:
+        with self._ledger.write() as tx:
+            return attempts.beat(tx, claim.run, claim.token, self._lease, progress, note)
+
+    def finish(
+        self, claim: Claim, bundle: str, scores: dict[int, tuple[dict[str, Range], Scores]], seconds: dict[str, float]
+    ) -> None:
+        def write(tx: Transaction) -> None:
+            attempts.finish(tx, claim.run, claim.token, bundle, seconds)
+            for run, (ranges, found) in scores.items():
+                compute_class = claim.release.declaration.compute_class
+                metrics = dict(found.metrics) if found.metrics is not None else None
+                versions.store_score(tx, run, digest(ranges), to_json(ranges), compute_class, metrics, found.error)
+
+        self._persist(write)
+
+    def fail(self, claim: Claim, failure: Failure, seconds: dict[str, float]) -> None:
+        self._persist(lambda tx: attempts.fail(tx, claim.run, claim.token, failure, seconds))
+
+    def hand_back(self, claim: Claim, why: str, seconds: dict[str, float]) -> None:
+        self._persist(lambda tx: attempts.hand_back(tx, claim.run, claim.token, why, seconds))
+
+    def cancelled(self, claim: Claim, seconds: dict[str, float]) -> None:
+        self._persist(lambda tx: attempts.cancelled(tx, claim.run, claim.token, seconds))
+
+    def _persist(self, write: Callable[[Transaction], object]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                with self._ledger.write() as tx:
+                    write(tx)
+                return
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+
+class LedgerScores:
+    """A wanted score as something to claim, keep and store."""
+
+    def __init__(self, ledger: Ledger, lease: timedelta) -> None:
+        self._ledger = ledger
+        self._lease = lease
+
+    def claim(self, run: int, holdout: str) -> tuple[Trained, dict[str, Range], configuration.InForce] | None:
+        with self._ledger.write() as tx:
+            wanted = versions.claim_score(tx, run, holdout, self._lease)
+            if wanted is None:
+                return None
+            return attempts.trained(tx, run), from_json(wanted.rows), configuration.in_force(tx)
+
+    def beat(self, run: int, holdout: str) -> None:
+        with self._ledger.write() as tx:
+            versions.beat_score(tx, run, holdout, self._lease)
+
+    def store(self, run: int, holdout: str, found: Scores) -> None:
+        with self._ledger.write() as tx:
+            row = versions.find_score(tx, run, holdout)
+            metrics = dict(found.metrics) if found.metrics is not None else None
+            versions.store_score(tx, run, holdout, row.rows, row.compute_class, metrics, found.error)
+
+
+class LedgerWork:
+    """What a free worker finds in the ledger, and what it tells of itself."""
+
+    def __init__(self, ledger: Ledger, worker: str, compute_class: str, slots: int) -> None:
+        self._ledger = ledger
+        self._worker = worker
+        self._class = compute_class
+        self._slots = slots
+
+    def due(self, patience: timedelta) -> int | tuple[int, str] | None:
+        """A run that has been due for `patience` and that nobody works on, or a wanted score as (run, holdout)."""
+        with self._ledger.read() as tx:
+            run = runs.claimable(tx, self._class, patience)
+            wanted = versions.wanted_score(tx, self._class) if run is None else None
+            return run if run is not None else (wanted.run_id, wanted.holdout) if wanted is not None else None
+
+    def is_open(self, run: int) -> bool:
+        """Whether nobody has claimed the run since it became due."""
+        with self._ledger.read() as tx:
+            return runs.is_claimable(tx, run)
+
+    def tell(self, busy: int) -> None:
+        with self._ledger.write() as tx:
+            workers.seen(tx, self._worker, self._class, self._slots, busy)
+
+    def leave(self) -> None:
+        with self._ledger.write() as tx:
+            workers.left(tx, self._worker)

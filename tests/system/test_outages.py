@@ -1,0 +1,81 @@
+"""What dies, and what goes on all the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.system.product import Product
+
+
+def registered_in_mlflow(product: Product, model: str) -> int:
+    """How many versions MLflow itself knows."""
+    code = "import mlflow, sys; mlflow.set_tracking_uri(sys.argv[1]); print(len(mlflow.MlflowClient().search_model_versions(f\"name='{sys.argv[2]}'\")))"
+    done = subprocess.run([sys.executable, "-c", code, product.endpoints["mlflow"], model], capture_output=True, text=True, check=True)
+    return int(done.stdout.strip().splitlines()[-1])
+
+
+def test_a_killed_trainers_run_is_finished_by_another_and_registered_once(product: Product) -> None:
+    model = product.add_model("killed")
+    model.hold()
+    model.insert()
+    run = model.wait_for_state("running")
+    before = product.wait("the child to run", model.processes)
+    product.kill("trainer-standard")
+    product.wait("the first attempt's processes to be gone", lambda: not set(before) & set(model.processes()))
+    product.wait("a second attempt", lambda: len(product.get(f"/v1/runs/{run['id']}")["attempts"]) == 2)
+    model.go()
+    model.wait_for_champion(1)
+    ended = product.get(f"/v1/runs/{run['id']}")
+    assert [attempt["outcome"] for attempt in ended["attempts"]] == ["lost", "trained"]
+    assert len(model.versions()) == 1
+    assert registered_in_mlflow(product, "killed") == 1
+    assert not model.processes()
+
+
+def test_flushall_with_runs_waiting_loses_nothing(product: Product) -> None:
+    models = [product.add_model(f"flushed-{n}") for n in range(4)]
+    for model in models:
+        model.hold()
+        model.insert()
+    product.wait("one run to hold the only slot", lambda: any(model.runs("running") for model in models))
+    product.wait("the others to be due", lambda: sum(bool(model.runs()) for model in models) == 4)
+    product.redis("FLUSHALL")
+    for model in models:
+        model.go()
+    for model in models:
+        model.wait_for_champion(1)
+        assert len(model.versions()) == 1
+
+
+def test_a_run_that_ends_while_mlflow_is_down_is_registered_when_it_is_back(product: Product) -> None:
+    model = product.add_model("unregistered")
+    model.hold()
+    model.insert()
+    model.wait_for_state("running")
+    os.kill(product.pid("mlflow"), signal.SIGSTOP)
+    try:
+        model.go()
+        run = model.wait_for_state("trained")
+        assert run["version"] is None
+    finally:
+        product.kill("mlflow")
+    model.wait_for_champion(1)
+    assert registered_in_mlflow(product, "unregistered") == 1
+
+
+@pytest.mark.parametrize("process", ["api", "watcher", "bridge", "valkey"])
+def test_the_flow_goes_on_after_the_death_of(product: Product, process: str) -> None:
+    model = product.add_model(f"after-{process}")
+    model.hold()
+    model.insert()
+    model.wait_for_state("running")
+    product.kill(process)
+    model.go()
+    model.wait_for_champion(1)
+    assert len(model.versions()) == 1
+    product.wait("the consumer to be told once", lambda: len(product.hook.of(model.name, "version.promoted")) == 1)
