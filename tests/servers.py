@@ -65,7 +65,9 @@ def start_mlflow(directory: Path, port: int | None = None) -> Server:
     argv = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     argv += ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(directory / "artifacts")]
     with log.open("ab") as output:
-        process = subprocess.Popen(argv, env=_mlflow_environment(), stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(
+            argv, env=_mlflow_environment(), stdout=output, stderr=output, start_new_session=True
+        )
     server = Server(f"http://127.0.0.1:{port}", process, log)
     wait_for_http(server, "/health")
     return server
@@ -85,7 +87,9 @@ def wait_for_http(server: Server, path: str) -> None:
 
 
 def _mlflow_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "PYTHONDONTWRITE"))}
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "PYTHONDONTWRITE"))
+    }
     return environment | {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_CREATE_MODEL_VERSION_SOURCE_VALIDATION_REGEX": SOURCES,

@@ -20,8 +20,6 @@ from shared.values import Strict
 
 router = APIRouter(prefix="/v1", tags=["arrivals"], responses=EVERYWHERE)
 
-ALL_NOTICES = 100_000
-
 
 class Accepted(Strict):
     """A report that is stored."""
@@ -148,15 +146,13 @@ def _fate(tx: Transaction, fate: Fate) -> ArrivalFate:
         version=fate.version,
         verdict=fate.decision,
         sentence=fate.sentence,
-        deliveries=_deliveries(tx, fate.model, fate.run) if fate.run is not None else (),
+        deliveries=_deliveries(tx, fate.run) if fate.run is not None else (),
     )
 
 
-def _deliveries(tx: Transaction, model: str, run: int) -> tuple[ArrivalDelivery, ...]:
+def _deliveries(tx: Transaction, run: int) -> tuple[ArrivalDelivery, ...]:
     """Of every notice about the run or its version."""
-    about = {one.sequence for one in deliveries.read(tx, 0, ALL_NOTICES, models=(model,)) if one.data.get("run") == run}
     return tuple(
         ArrivalDelivery(id=row.id, subscription=row.subscription, state=DeliveryState(row.state), attempts=row.attempts)
-        for row in deliveries.of_subject(tx, model)
-        if row.sequence in about
+        for row in deliveries.of_run(tx, run)
     )

@@ -83,7 +83,11 @@ def _signature(path: Path) -> ModelSignature | None:
         return None
     try:
         columns = json.loads(path.read_bytes())
-        sides = {side: json.dumps([_column(one) for one in columns[side]]) for side in ("inputs", "outputs") if columns.get(side)}
+        sides = {
+            side: json.dumps([_column(one) for one in columns[side]])
+            for side in ("inputs", "outputs")
+            if columns.get(side)
+        }
         return ModelSignature.from_dict(sides) if sides else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Refused(f"invalid_bundle: signature.json is not of the documented form: {error}") from error

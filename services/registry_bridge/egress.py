@@ -24,7 +24,30 @@ Resolver = Callable[[str, int], Sequence[str]]
 
 _WEB = frozenset({80, 443})
 _SERVICES = frozenset(
-    {1433, 1521, 2049, 2375, 2376, 2379, 2380, 3306, 3389, 4369, 5432, 5672, 5900, 5984, 6000, 6379, 6380, 6443, 7000, 7001, 9042, 9092}
+    {
+        1433,
+        1521,
+        2049,
+        2375,
+        2376,
+        2379,
+        2380,
+        3306,
+        3389,
+        4369,
+        5432,
+        5672,
+        5900,
+        5984,
+        6000,
+        6379,
+        6380,
+        6443,
+        7000,
+        7001,
+        9042,
+        9092,
+    }
     | {9200, 9300, 10250, 11211, 15672, 26379, 27017, 27018, 50000}
 )
 _NEVER: tuple[Network, ...] = tuple(
@@ -65,7 +88,9 @@ class Endpoint:
 def parse(url: str) -> Endpoint:
     """The endpoint that the URL names; looks at nothing but the text. Raises `Refused`, or `Blocked` for its port."""
     if not url.isascii() or re.search(r"[\x00-\x20\x7f\\]", url) or len(url) > 2000:
-        raise Refused("a webhook's URL is plain ASCII without spaces or backslashes (an international name in its xn-- form)")
+        raise Refused(
+            "a webhook's URL is plain ASCII without spaces or backslashes (an international name in its xn-- form)"
+        )
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -76,7 +101,9 @@ def parse(url: str) -> Endpoint:
     secure = parts.scheme == "https"
     port = port if port is not None else 443 if secure else 80
     if (port < 1024 and port not in _WEB) or port in _SERVICES:
-        raise Blocked(f"blocked_port: {port} belongs to another kind of service; webhooks go to 80, 443 or a free port above 1023")
+        raise Blocked(
+            f"blocked_port: {port} belongs to another kind of service; webhooks go to 80, 443 or a free port above 1023"
+        )
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return Endpoint(secure, parts.hostname, port, target)
 
@@ -88,7 +115,9 @@ def addresses(endpoint: Endpoint, allowed: Sequence[Network], resolve: Resolver,
         raise Unavailable(f"{endpoint.host} has no address")
     for address in found:
         if not is_allowed(address, allowed):
-            raise Blocked(f"blocked_address: {endpoint.host} is {address}, which is not public; the operator's private_networks may allow it")
+            raise Blocked(
+                f"blocked_address: {endpoint.host} is {address}, which is not public; the operator's private_networks may allow it"
+            )
     return [str(address) for address in found]
 
 

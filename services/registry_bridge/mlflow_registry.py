@@ -73,7 +73,9 @@ class MlflowRegistry:
             found = self._mlflow.get("registered-models/alias", name=model, alias=CHAMPION)
         except Answered as refusal:
             # to MLflow an unknown model is missing, but an unknown alias an invalid parameter like any other
-            if refusal.code == _MISSING or (refusal.code == _INVALID and "alias" in refusal.message and "not found" in refusal.message):
+            if refusal.code == _MISSING or (
+                refusal.code == _INVALID and "alias" in refusal.message and "not found" in refusal.message
+            ):
                 return None
             raise
         return int(found["model_version"]["version"])
@@ -86,7 +88,9 @@ class MlflowRegistry:
     def _experiment(self, model: str, fence: Callable[[], None]) -> str:
         """Its id, asked for each time: once MLflow's store was replaced, a remembered id is another model's."""
         try:
-            return str(self._mlflow.get("experiments/get-by-name", experiment_name=model)["experiment"]["experiment_id"])
+            return str(
+                self._mlflow.get("experiments/get-by-name", experiment_name=model)["experiment"]["experiment_id"]
+            )
         except Answered as refusal:
             if refusal.code != _MISSING:
                 raise
@@ -124,7 +128,9 @@ class MlflowRegistry:
         noted = {tag["key"]: tag["value"] for tag in run["data"].get("tags", [])}
         newest = noted.get(TOKEN_TAG, "")
         if newest.isdecimal() and int(newest) > registration.token:
-            raise Fenced(f"run {registration.run} is registered by a newer claim ({newest}); this one is {registration.token}")
+            raise Fenced(
+                f"run {registration.run} is registered by a newer claim ({newest}); this one is {registration.token}"
+            )
         self._mlflow.post("runs/log-batch", {"run_id": run["info"]["run_id"], "tags": tags(registration)})
 
     def _left_model(self, run: dict[str, Any]) -> dict[str, Any] | None:
@@ -139,7 +145,9 @@ class MlflowRegistry:
             self._show_model(run, found[0]["info"])
         return dict(found[0]["info"]) if found else None
 
-    def _create_model(self, run: dict[str, Any], registration: Registration, fence: Callable[[], None]) -> dict[str, Any]:
+    def _create_model(
+        self, run: dict[str, Any], registration: Registration, fence: Callable[[], None]
+    ) -> dict[str, Any]:
         fence()
         body = {
             "experiment_id": run["info"]["experiment_id"],
@@ -211,12 +219,16 @@ class MlflowRegistry:
             self._mlflow.post("runs/delete", {"run_id": mine["info"]["run_id"]})
         source = _SOURCE.fullmatch(kept["source"])
         if not source:
-            raise Permanent(f"version {kept['version']} of {registration.model} in MLflow is not ours: {kept['source'][:200]}")
+            raise Permanent(
+                f"version {kept['version']} of {registration.model} in MLflow is not ours: {kept['source'][:200]}"
+            )
         return Registered(int(kept["version"]), kept["run_id"], source[1])
 
 
 def _hidden(registration: Registration) -> Registered:
-    raise Unavailable(f"MLflow made a version of {registration.model} for run {registration.run} but does not show it yet")
+    raise Unavailable(
+        f"MLflow made a version of {registration.model} for run {registration.run} but does not show it yet"
+    )
 
 
 def _files(root: Path, below: str = "") -> list[str]:

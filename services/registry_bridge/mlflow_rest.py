@@ -65,9 +65,15 @@ class MlflowRest:
         """Put `file` at `path` under an artifact root of the server (`mlflow-artifacts:/…`); repeatable."""
         scheme, _, place = root.partition(":")
         if scheme != "mlflow-artifacts":
-            raise Permanent(f"MLflow keeps artifacts at {root}, out of our reach; start its server with --serve-artifacts")
+            raise Permanent(
+                f"MLflow keeps artifacts at {root}, out of our reach; start its server with --serve-artifacts"
+            )
         target = quote(f"{place.lstrip('/')}/{path}", safe="/")
-        headers = {**self._pool.headers, "Content-Length": str(file.stat().st_size), "Content-Type": "application/octet-stream"}
+        headers = {
+            **self._pool.headers,
+            "Content-Length": str(file.stat().st_size),
+            "Content-Type": "application/octet-stream",
+        }
         with file.open("rb") as stream:
             self._call("PUT", _ARTIFACTS + target, body=stream, headers=headers)
 

@@ -78,7 +78,9 @@ def _signed(secret: str, delivery_id: str, body: bytes, now: datetime) -> dict[s
     try:
         signer = Webhook(secret)
     except (ValueError, EmptyWebhookSecretError):
-        raise ConfigurationError("a subscription's secret is not one: write whsec_ and 24 to 64 random bytes in base64") from None
+        raise ConfigurationError(
+            "a subscription's secret is not one: write whsec_ and 24 to 64 random bytes in base64"
+        ) from None
     moment = now.astimezone(UTC)  # the library takes the clock's face for UTC, whatever the zone
     return {
         "content-type": "application/cloudevents+json",
@@ -146,7 +148,9 @@ def _exchange(
     connection.endheaders(body)
     reply = connection.getresponse()
     said = b""
-    with contextlib.suppress(OSError, http.client.HTTPException, ValueError):  # the status has been heard: the rest is courtesy
+    with contextlib.suppress(
+        OSError, http.client.HTTPException, ValueError
+    ):  # the status has been heard: the rest is courtesy
         said = reply.read(MAX_ANSWER_BYTES)
     if 200 <= reply.status < 300:
         return Answer(reply.status, None)

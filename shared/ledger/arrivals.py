@@ -9,7 +9,7 @@ from sqlalchemy import func, insert, select, update
 
 from shared.arrivals import Report
 from shared.cuts import Cut
-from shared.errors import NotFound
+from shared.errors import Conflict, NotFound
 from shared.ledger import configuration, datasets, deliveries, planning
 from shared.ledger.session import Transaction
 from shared.ledger.tables import arrival, report
@@ -29,7 +29,7 @@ class Receipt:
 def receive(tx: Transaction, told: Report) -> Receipt:
     """Take a report from outside: the same one (source, id) is taken once (I2); where a source can be looked at, it is a nudge.
 
-    Raises `NotFound` for a dataset that the configuration does not name.
+    Raises `NotFound` for a dataset that the configuration does not name, `Conflict` for an id that another dataset used.
     """
     config = configuration.in_force(tx).catalog
     if told.dataset not in config.datasets:
@@ -41,6 +41,10 @@ def receive(tx: Transaction, told: Report) -> Receipt:
         first = tx.execute(
             select(report).where(report.c.source == told.source, report.c.event_id == told.event_id)
         ).first()
+        if first is not None and first.dataset != told.dataset:
+            raise Conflict(
+                f"the id {told.event_id!r} of {told.source} was used for dataset {first.dataset}; give each report an id of its own"
+            )
         if first is not None:
             return Receipt(first.arrival_id, repeated=True, nudged=pollable)
     if pollable:

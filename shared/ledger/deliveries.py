@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, insert, or_, select, update
+from sqlalchemy import and_, func, insert, or_, select, update
 
 from shared import notices
 from shared.errors import Conflict, NotFound
@@ -41,6 +41,7 @@ def tell(
             type=kind,
             subject=subject,
             model=model,
+            run_id=data.get("run"),
             data=data,
             traceparent=traceparent,
             at=tx.now,
@@ -147,9 +148,7 @@ def _end(tx: Transaction, id: str, state: DeliveryState, answer: int | None, err
 
 def replay(tx: Transaction, id: str) -> None:
     """failed → pending, due at once; raises `NotFound` or `Conflict`."""
-    state = tx.execute(select(delivery.c.state).where(delivery.c.id == id)).scalar()
-    if state is None:
-        raise NotFound(f"there is no delivery {id}")
+    state = find(tx, id).state
     if state != DeliveryState.FAILED:
         raise Conflict(f"delivery {id} is {state}; only a failed one can be replayed")
     tx.execute(
@@ -180,10 +179,34 @@ def read(
     return [_notice(row) for row in tx.execute(query.order_by(notice.c.sequence).limit(limit))]
 
 
-def of_subject(tx: Transaction, subject: str) -> list[Any]:
-    """Deliveries of every notice about a subject, oldest first."""
-    query = select(delivery, notice.c.type).join(notice, notice.c.sequence == delivery.c.sequence)
-    return list(tx.execute(query.where(notice.c.subject == subject).order_by(delivery.c.sequence)))
+def _rows() -> Any:
+    return select(delivery, notice.c.type).join(notice, notice.c.sequence == delivery.c.sequence)
+
+
+def of_run(tx: Transaction, run_id: int) -> list[Any]:
+    """Deliveries of every notice about a run or its version, oldest first."""
+    return list(tx.execute(_rows().where(notice.c.run_id == run_id).order_by(delivery.c.sequence, delivery.c.id)))
+
+
+def find(tx: Transaction, id: str) -> Any:
+    """One delivery; raises `NotFound`."""
+    row = tx.execute(_rows().where(delivery.c.id == id)).first()
+    if row is None:
+        raise NotFound(f"there is no delivery {id}")
+    return row
+
+
+def find_all(tx: Transaction, *, state: str | None, subject: str | None, after: Any, limit: int) -> list[Any]:
+    """Newest notice first, behind the row `after`."""
+    query = _rows().order_by(delivery.c.sequence.desc(), delivery.c.id).limit(limit)
+    if state is not None:
+        query = query.where(delivery.c.state == state)
+    if subject is not None:
+        query = query.where(notice.c.subject == subject)
+    if after is not None:
+        same = and_(delivery.c.sequence == after.sequence, delivery.c.id > after.id)
+        query = query.where(or_(delivery.c.sequence < after.sequence, same))
+    return list(tx.execute(query))
 
 
 def count(tx: Transaction) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import insert, select, update
@@ -22,12 +23,17 @@ class Release:
     name: str
     commit: str
     declaration: Declaration
+    seen_at: datetime
 
 
 def adopted(tx: Transaction, model_name: str, name: str, commit: str, declared: Declaration) -> bool:
-    """Put a valid release in force; False when it is the newest one seen already. `planning.adopt` is the whole step."""
-    row = seen(tx, model_name)
-    if row is not None and (row.name, row.commit, row.refusal) == (name, commit, None):
+    """Put a valid release in force; False when it is the one in force already. `planning.adopt` is the whole step."""
+    now = in_force(tx, model_name)
+    if now is not None and (now.name, now.commit) == (
+        name,
+        commit,
+    ):  # also when a newer one that was refused is gone again
+        tx.execute(update(model).where(model.c.name == model_name).values(seen_id=now.id))
         return False
     id = _store(tx, model_name, name, commit, declaration=declared.model_dump_json())
     tx.execute(update(model).where(model.c.name == model_name).values(release_id=id, seen_id=id, error=None))
@@ -91,4 +97,6 @@ def looks(tx: Transaction) -> dict[str, Any]:
 
 
 def _release(row: Any) -> Release:
-    return Release(row.id, row.model, row.name, row.commit, Declaration.model_validate_json(row.declaration))
+    return Release(
+        row.id, row.model, row.name, row.commit, Declaration.model_validate_json(row.declaration), row.seen_at
+    )

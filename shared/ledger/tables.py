@@ -281,6 +281,7 @@ notice = Table(
     C("type", String(40), nullable=False),
     C("subject", String(200), nullable=False),
     C("model", String(64)),
+    C("run_id", Integer, index=True),
     C("data", JSON, nullable=False),
     C("traceparent", String(64)),
     C("at", Instant, nullable=False),

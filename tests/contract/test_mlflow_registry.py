@@ -58,7 +58,11 @@ def bundle(tmp_path: Path) -> Path:
     write(place, "plots/roc.svg", "<svg xmlns='http://www.w3.org/2000/svg'/>")
     write(place, "log.txt", "epoch 1\n")
     write(place, "requirements.txt", LOCK)
-    write(place, "signature.json", json.dumps({"inputs": [{"name": "distance", "type": "long"}], "outputs": [{"type": "double"}]}))
+    write(
+        place,
+        "signature.json",
+        json.dumps({"inputs": [{"name": "distance", "type": "long"}], "outputs": [{"type": "double"}]}),
+    )
     write(place, "input_example.json", json.dumps({"columns": ["distance"], "data": [[100]]}))
     return place
 
@@ -83,12 +87,17 @@ def registration(bundle: Path) -> Registration:
         token=3,
         release="v1.4.0",
         commit="c0ffee" * 6 + "beef",
-        cut={"flights": {"table": "flights", "cursor": "id", "above": None, "upto": 27004, "rows": 27004}, "weather": {"upto": 9, "rows": None}},
+        cut={
+            "flights": {"table": "flights", "cursor": "id", "above": None, "upto": 27004, "rows": 27004},
+            "weather": {"upto": 9, "rows": None},
+        },
         cut_digest="sha256:" + "12" * 32,
         arrivals=[12, 13, 14, 20],
         parameters={"learning_rate": 0.1, "odd name!": "x" * 10_000, "../up": 1},
         metrics={"auc": 0.71, "rmse": 3.5},
-        history=[{"key": "auc", "value": i / 2000, "step": i, "timestamp_ms": 1_700_000_000_000 + i} for i in range(1000)],
+        history=[
+            {"key": "auc", "value": i / 2000, "step": i, "timestamp_ms": 1_700_000_000_000 + i} for i in range(1000)
+        ],
         bundle_dir=bundle,
         composed_dir=composed(bundle),
         started_at=AT,
@@ -131,7 +140,10 @@ def test_an_mlflow_run_holds_what_is_needed_to_judge_it(
     registered = registry.register(registration)
     assert_there_once(client, registration, registered)
     run = client.get_run(registered.mlflow_run_id)
-    assert (run.info.start_time, run.info.end_time) == (int(AT.timestamp() * 1000), int(AT.timestamp() * 1000) + 300_000)
+    assert (run.info.start_time, run.info.end_time) == (
+        int(AT.timestamp() * 1000),
+        int(AT.timestamp() * 1000) + 300_000,
+    )
     assert run.data.metrics == {"auc": 0.71, "rmse": 3.5}, "the final value is the latest, not the last of the history"
     assert len(client.get_metric_history(registered.mlflow_run_id, "auc")) == 1001
     assert run.data.params["learning_rate"] == "0.1"
@@ -152,8 +164,14 @@ def test_an_mlflow_run_holds_what_is_needed_to_judge_it(
     given = {one.dataset.name: one.dataset for one in run.inputs.dataset_inputs}
     assert json.loads(given["flights"].source) == registration.cut["flights"]
     assert {name: one.profile for name, one in given.items()} == {"flights": '{"num_rows": 27004}', "weather": None}
-    assert {one.path for one in client.list_artifacts(registered.mlflow_run_id)} == {"plots", "log.txt", "requirements.txt"}
-    assert {metric.key: metric.value for metric in client.get_logged_model(registered.model_id).metrics or []} == registration.metrics
+    assert {one.path for one in client.list_artifacts(registered.mlflow_run_id)} == {
+        "plots",
+        "log.txt",
+        "requirements.txt",
+    }
+    assert {
+        metric.key: metric.value for metric in client.get_logged_model(registered.model_id).metrics or []
+    } == registration.metrics
 
 
 def test_the_version_is_loaded_and_predicts_in_a_process_that_knows_nothing_of_us(
@@ -170,9 +188,19 @@ def test_the_version_is_loaded_and_predicts_in_a_process_that_knows_nothing_of_u
             print("refused:", "distance" in str(refusal))
         print(open(mlflow.pyfunc.get_model_dependencies("models:/{registration.model}@champion")).read())
     """
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": mlflow_server.url, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": mlflow_server.url,
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    }
     ran = subprocess.run(
-        [sys.executable, "-c", dedent(script)], env=environment, cwd="/", capture_output=True, text=True, timeout=90, check=False
+        [sys.executable, "-c", dedent(script)],
+        env=environment,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
     )
     assert ran.stdout == "[250.0, 500.0] [{'distance': 100}]\nrefused: True\n" + LOCK + "\n", ran.stderr
 
@@ -247,7 +275,9 @@ def test_nothing_of_the_authors_is_imported_or_unpickled(mlflow_server: Server, 
             composed_dir=into, started_at=at, ended_at=at))
         print("seen:", [event for event in seen if event.startswith("pickle.")], "author_model" in sys.modules)
     """
-    ran = subprocess.run([sys.executable, "-c", dedent(script)], cwd=ROOT, capture_output=True, text=True, timeout=90, check=False)
+    ran = subprocess.run(
+        [sys.executable, "-c", dedent(script)], cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
+    )
     assert ran.stdout == "seen: [] False\n", ran.stderr
     assert not canary.exists()
 
@@ -372,7 +402,10 @@ def test_every_call_goes_over_one_open_connection(proxy: FaultyProxy, registrati
 
 @pytest.mark.parametrize("name", ["a/../b", "x' OR name != '", "", "Ａ"])
 def test_a_name_that_is_none_goes_nowhere(registry: MlflowRegistry, registration: Registration, name: str) -> None:
-    for action in (lambda: registry.register(replace(registration, model=name)), lambda: registry.set_champion(name, 1)):
+    for action in (
+        lambda: registry.register(replace(registration, model=name)),
+        lambda: registry.set_champion(name, 1),
+    ):
         with pytest.raises(Refused):
             action()
 

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from headrace.warden import Ending, Warded
 
 ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
@@ -158,7 +157,9 @@ while True:
 
 
 def test_terminate_lets_the_child_end_by_itself(log: Path) -> None:
-    code = "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(5))\nprint('up', flush=True)\ntime.sleep(300)"
+    code = (
+        "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(5))\nprint('up', flush=True)\ntime.sleep(300)"
+    )
     warded = python(code, log)
     eventually(lambda: "up" in log.read_text())
     assert warded.terminate(grace_s=20) == Ending(5, None)

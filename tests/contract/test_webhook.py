@@ -27,7 +27,9 @@ from shared.errors import ConfigurationError
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 LOOPBACK = (ip_network("127.0.0.0/8"),)
-BODY = json.dumps({"specversion": "1.0", "type": "version.promoted", "data": {"name": "café"}}, ensure_ascii=False).encode()
+BODY = json.dumps(
+    {"specversion": "1.0", "type": "version.promoted", "data": {"name": "café"}}, ensure_ascii=False
+).encode()
 OK = b"HTTP/1.1 204 No Content\r\n\r\n"
 
 
@@ -77,7 +79,9 @@ def _length(said: bytes) -> int:
 
 
 @contextlib.contextmanager
-def receiving(answer: bytes | Callable[[socket.socket], object], context: ssl.SSLContext | None = None) -> Iterator[Receiver]:
+def receiving(
+    answer: bytes | Callable[[socket.socket], object], context: ssl.SSLContext | None = None
+) -> Iterator[Receiver]:
     receiver = Receiver((lambda stream: stream.sendall(answer)) if isinstance(answer, bytes) else answer, context)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         receiver.port = listener.getsockname()[1]
@@ -90,7 +94,13 @@ def receiving(answer: bytes | Callable[[socket.socket], object], context: ssl.SS
 
 
 def deliver(url: str, **options: Any) -> Answer:
-    given = {"delivery_id": "01JD", "body": BODY, "now": datetime.now(UTC), "allow_private": LOOPBACK, "deadline_s": 5.0}
+    given = {
+        "delivery_id": "01JD",
+        "body": BODY,
+        "now": datetime.now(UTC),
+        "allow_private": LOOPBACK,
+        "deadline_s": 5.0,
+    }
     return send(url, SECRET, **{**given, **options})
 
 
@@ -115,7 +125,10 @@ def test_a_time_in_another_zone_is_signed_as_the_same_moment() -> None:
 
 
 def test_a_redirect_is_a_failure_and_is_not_followed() -> None:
-    with receiving(OK) as inside, receiving(f"HTTP/1.1 302 Found\r\nLocation: {inside.url}\r\n\r\n".encode()) as receiver:
+    with (
+        receiving(OK) as inside,
+        receiving(f"HTTP/1.1 302 Found\r\nLocation: {inside.url}\r\n\r\n".encode()) as receiver,
+    ):
         answer = deliver(receiver.url)
     assert (answer.status, inside.connections) == (302, 0)
     assert answer.error is not None
@@ -161,7 +174,9 @@ def test_the_next_address_is_tried_where_the_first_takes_no_connection() -> None
     assert answer == Answer(204, None)
 
 
-@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 500 No\r\nContent-Length: 9999\r\n\r\n"])
+@pytest.mark.parametrize(
+    "head", [b"", b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 500 No\r\nContent-Length: 9999\r\n\r\n"]
+)
 def test_a_receiver_that_trickles_is_cut_at_the_deadline(head: bytes) -> None:
     """A byte now and then keeps every timeout of a socket from firing; the deadline is for all of it."""
     over = threading.Event()
@@ -225,7 +240,9 @@ def test_each_status_is_told_as_what_it_means(head: str, expected: Answer) -> No
         assert deliver(receiver.url, now=datetime(2026, 11, 23, 12, tzinfo=UTC)) == expected
 
 
-@pytest.mark.parametrize("garbage", [b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200])
+@pytest.mark.parametrize(
+    "garbage", [b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200]
+)
 def test_what_is_no_http_answer_is_a_failure(garbage: bytes) -> None:
     with receiving(garbage) as receiver:
         answer = deliver(receiver.url)
@@ -266,10 +283,14 @@ def certify(place: Path, name: str) -> tuple[Path, Path]:
     built = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
     built = built.serial_number(1).not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
     built = built.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-    signed = built.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True).sign(key, hashes.SHA256())
+    signed = built.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True).sign(
+        key, hashes.SHA256()
+    )
     (place / "cert.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
     plain = serialization.NoEncryption()
-    (place / "key.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
+    (place / "key.pem").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    )
     return place / "cert.pem", place / "key.pem"
 
 

@@ -99,7 +99,9 @@ class Product:
         environment.pop("HEADRACE_STATE", None)
         argv = [sys.executable, "-m", "stack", "up", "--config", str(self.config), "--state", str(self.state)]
         with (self.root / "up.log").open("ab") as log:
-            self._process = subprocess.Popen(argv, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                argv, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
         self.wait("the stack to be up", lambda: (self.state / "endpoints.json").exists() or self._check_alive())
 
     def _check_alive(self) -> None:
@@ -160,12 +162,19 @@ class Product:
         """The command line client, as an operator runs it beside the stack."""
         environment = {**os.environ, "HEADRACE_STATE": str(self.state)}
         done = subprocess.run(
-            [str(Path(sys.executable).with_name("headrace")), *arguments], env=environment, cwd=cwd, capture_output=True, text=True, timeout=60
+            [str(Path(sys.executable).with_name("headrace")), *arguments],
+            env=environment,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def add_model(self, name: str, *, quality: float = 0.7, policy: str = "{}", more: str = "", compute_class: str = "standard") -> Model:
+    def add_model(
+        self, name: str, *, quality: float = 0.7, policy: str = "{}", more: str = "", compute_class: str = "standard"
+    ) -> Model:
         model = Model(self, name, quality, compute_class)
         self._sections.append(
             f'[datasets.{name}]\nsource = {{ kind = "sql", url = "sqlite:///{model.database}", table = "rows", cursor = "id" }}\n'
@@ -196,7 +205,10 @@ class Product:
             status = json.dumps(self.get("/v1/status"), indent=1)[:6000]
         except OSError as error:
             status = repr(error)
-        logs = "".join(f"--- {path.name}\n{path.read_text(errors='replace')[-1500:]}\n" for path in sorted((self.state / "logs").glob("*.log")))
+        logs = "".join(
+            f"--- {path.name}\n{path.read_text(errors='replace')[-1500:]}\n"
+            for path in sorted((self.state / "logs").glob("*.log"))
+        )
         return f"{status}\n{logs}"
 
 
@@ -213,7 +225,9 @@ class Model:
         self.release("1.0.0", quality)
 
     def release(self, version: str, quality: float) -> None:
-        (self.repository / "pyproject.toml").write_text(PYPROJECT.format(name=self.name, version=version, compute_class=self._class))
+        (self.repository / "pyproject.toml").write_text(
+            PYPROJECT.format(name=self.name, version=version, compute_class=self._class)
+        )
         (self.repository / "small.py").write_text(SOURCE.format(quality=quality))
         self._git("add", "--all")
         self._git("commit", "--quiet", "--allow-empty", "-m", f"Release {version}")
@@ -246,11 +260,16 @@ class Model:
         return self.product.wait(f"a run of {self.name} to be {state}", lambda: next(iter(self.runs(state)), None))
 
     def wait_for_champion(self, version: int) -> None:
-        self.product.wait(f"version {version} of {self.name} to serve", lambda: (self.get()["champion"] or {}).get("version") == version)
+        self.product.wait(
+            f"version {version} of {self.name} to serve",
+            lambda: (self.get()["champion"] or {}).get("version") == version,
+        )
 
     def wait_for_verdict(self, version: int) -> dict[str, Any]:
         def settled() -> dict[str, Any] | None:
-            found = self.get(f"/versions/{version}") if any(one["version"] == version for one in self.versions()) else None
+            found = (
+                self.get(f"/versions/{version}") if any(one["version"] == version for one in self.versions()) else None
+            )
             return found if found and found["state"] != "candidate" else None
 
         return self.product.wait(f"a verdict on version {version} of {self.name}", settled)
@@ -274,8 +293,17 @@ class Model:
         return connection
 
     def _git(self, *arguments: str) -> None:
-        names = {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in (("NAME", "A"), ("EMAIL", "a@example.com"))}
-        environment = {"PATH": os.environ["PATH"], "HOME": str(self.product.root), "GIT_CONFIG_GLOBAL": os.devnull, **names}
+        names = {
+            f"GIT_{who}_{what}": value
+            for who in ("AUTHOR", "COMMITTER")
+            for what, value in (("NAME", "A"), ("EMAIL", "a@example.com"))
+        }
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.product.root),
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            **names,
+        }
         subprocess.run(["git", "-C", str(self.repository), *arguments], check=True, env=environment)
 
 
@@ -314,5 +342,7 @@ class Hook:
 
     def _is_signed(self, headers: Any, body: bytes) -> bool:
         signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
-        expected = base64.b64encode(hmac.new(base64.b64decode(SECRET.removeprefix("whsec_")), signed, hashlib.sha256).digest()).decode()
+        expected = base64.b64encode(
+            hmac.new(base64.b64decode(SECRET.removeprefix("whsec_")), signed, hashlib.sha256).digest()
+        ).decode()
         return f"v1,{expected}" in headers["webhook-signature"].split(" ")

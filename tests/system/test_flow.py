@@ -101,7 +101,11 @@ def test_an_authors_error_fails_the_run_with_its_traceback_and_is_not_tried_agai
     model = product.add_model("broken")
     source = model.repository / "small.py"
     model.wait_for_state("waiting")  # v1.0.0 is known; its data is not there yet
-    source.write_text(source.read_text().replace("rows = job.datasets", "raise RuntimeError('no such thing')\n    rows = job.datasets"))
+    source.write_text(
+        source.read_text().replace(
+            "rows = job.datasets", "raise RuntimeError('no such thing')\n    rows = job.datasets"
+        )
+    )
     model._git("commit", "--quiet", "--all", "-m", "Break it")
     model._git("tag", "v1.0.1")
     product.wait("the release", lambda: model.get()["release"]["name"] == "v1.0.1")

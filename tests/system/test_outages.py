@@ -15,7 +15,9 @@ from tests.system.product import Product
 def registered_in_mlflow(product: Product, model: str) -> int:
     """How many versions MLflow itself knows."""
     code = "import mlflow, sys; mlflow.set_tracking_uri(sys.argv[1]); print(len(mlflow.MlflowClient().search_model_versions(f\"name='{sys.argv[2]}'\")))"
-    done = subprocess.run([sys.executable, "-c", code, product.endpoints["mlflow"], model], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, product.endpoints["mlflow"], model], capture_output=True, text=True, check=True
+    )
     return int(done.stdout.strip().splitlines()[-1])
 
 

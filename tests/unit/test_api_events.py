@@ -101,7 +101,7 @@ def test_the_fate_of_an_arrival_goes_all_the_way_to_the_deliveries(api: Api, tmp
     assert (fate["fate"], fate["run"], fate["version"], fate["verdict"]) == ("trained", run, 1, "promote")
     assert fate["sentence"] == f"was trained in run {run}; version 1 was promoted"
     with api.ledger.read() as tx:
-        promoted = next(row for row in deliveries.of_subject(tx, "delays") if row.type == "version.promoted")
+        promoted = next(row for row in deliveries.of_run(tx, run) if row.type == "version.promoted")
     assert fate["deliveries"] == [{"id": promoted.id, "subscription": "shop", "state": "pending", "attempts": 0}]
 
 

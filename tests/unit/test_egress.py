@@ -58,12 +58,16 @@ def test_an_address_that_is_not_public_is_refused_in_every_form(address: str) ->
     assert not is_allowed(ip_address(address))
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "93.184.215.14", "2606:4700::1111", "::ffff:808:808", "64:ff9b::808:808", "2002:808:808::"])
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "93.184.215.14", "2606:4700::1111", "::ffff:808:808", "64:ff9b::808:808", "2002:808:808::"]
+)
 def test_a_public_address_is_allowed(address: str) -> None:
     assert is_allowed(ip_address(address))
 
 
-@pytest.mark.parametrize(("address", "allowed"), [("127.0.0.1", True), ("::ffff:7f00:1", True), ("::1", True), ("10.0.0.1", False)])
+@pytest.mark.parametrize(
+    ("address", "allowed"), [("127.0.0.1", True), ("::ffff:7f00:1", True), ("::1", True), ("10.0.0.1", False)]
+)
 def test_the_operator_can_allow_a_private_network_and_only_that(address: str, allowed: bool) -> None:
     assert is_allowed(ip_address(address), LOOPBACK) is allowed
 

@@ -59,7 +59,9 @@ def is_late(frame):
 def draw_roc(false_positives, true_positives):
     """The ROC curve as an SVG of 320 by 320, thinned to some 100 points."""
     step = max(1, len(false_positives) // 100)
-    points = " ".join(f"{20 + 280 * x:.1f},{300 - 280 * y:.1f}" for x, y in zip(false_positives[::step], true_positives[::step]))
+    points = " ".join(
+        f"{20 + 280 * x:.1f},{300 - 280 * y:.1f}" for x, y in zip(false_positives[::step], true_positives[::step], strict=True)
+    )
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 320 320" font-family="sans-serif" font-size="12">'
         '<rect x="20" y="20" width="280" height="280" fill="white" stroke="#888"/>'

@@ -25,7 +25,7 @@ VersionNumber = Annotated[int, Field(ge=1, lt=2**63, title="number of a version"
 class InForce(ReleaseName):
     """The release that is trained."""
 
-    seen_at: datetime | None = Field(description="null while a newer, refused release hides it")
+    seen_at: datetime
 
 
 class Champion(Strict):
@@ -93,18 +93,15 @@ def describe(tx: Transaction, name: str, catalog: Catalog) -> Model:
         repository=catalog.models[name].repository,
         datasets=tuple(sorted(release.declaration.datasets)) if release is not None else (),
         compute_class=release.declaration.compute_class if release is not None else None,
-        release=_in_force(tx, name, release) if release is not None else None,
+        release=InForce(name=release.name, commit=release.commit, seen_at=release.seen_at)
+        if release is not None
+        else None,
         release_error=_release_error(tx, name),
         champion=_champion(tx, name),
         waiting_run=_id(waiting),
         running_run=_id(busy),
         sentence=_sentence(tx, name, busy if busy is not None else waiting),
     )
-
-
-def _in_force(tx: Transaction, name: str, release: releases.Release) -> InForce:
-    seen = releases.seen(tx, name)
-    return InForce(name=release.name, commit=release.commit, seen_at=seen.seen_at if seen.id == release.id else None)
 
 
 def _release_error(tx: Transaction, name: str) -> str | None:

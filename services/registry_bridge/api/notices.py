@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import Field, JsonValue
 
-from shared.errors import NotFound, Refused
+from shared.errors import Refused
 from shared.http import Here, Operator, Paged, Reader, Wait, poll
-from shared.ledger import Transaction, configuration, deliveries
+from shared.ledger import deliveries
 from shared.lifecycle import DeliveryState
 from shared.notices import NoticeType
 from shared.problems import EVERYWHERE, problems
@@ -102,17 +102,10 @@ def list_deliveries(
 ) -> DeliveryPage:
     """Deliveries, newest notice first; those that were given up are `failed`."""
     with stores.ledger.read() as tx:
-        rows = [row for row in _about(tx, subject) if state in (None, row.state)]
-    rows.sort(key=lambda row: (-row.sequence, row.id))
-    begin = next((place + 1 for place, row in enumerate(rows) if row.id == page.after), 0)
-    shown, after = page.cut(rows[begin : begin + page.limit + 1], lambda row: row.id)
-    return DeliveryPage(items=tuple(_read(row) for row in shown), next=after)
-
-
-def _about(tx: Transaction, subject: str | None) -> list[Any]:
-    catalog = configuration.in_force(tx).catalog
-    subjects = [subject] if subject is not None else sorted({*catalog.models, *catalog.datasets})
-    return [row for one in subjects for row in deliveries.of_subject(tx, one)]
+        after = deliveries.find(tx, page.after) if page.after is not None else None
+        rows = deliveries.find_all(tx, state=state, subject=subject, after=after, limit=page.limit + 1)
+    shown, following = page.cut(rows, lambda row: row.id)
+    return DeliveryPage(items=tuple(_read(row) for row in shown), next=following)
 
 
 def _read(row: Any) -> Delivery:
@@ -135,11 +128,4 @@ def replay(_: Operator, stores: Here, id: Annotated[str, Path(pattern=r"^msg_[0-
     """Send a delivery again that was given up; it keeps its id."""
     with stores.ledger.write() as tx:
         deliveries.replay(tx, id)
-        return _one(tx, id)
-
-
-def _one(tx: Transaction, id: str) -> Delivery:
-    found = next((row for row in _about(tx, None) if row.id == id), None)
-    if found is None:
-        raise NotFound(f"there is no delivery {id}")
-    return _read(found)
+        return _read(deliveries.find(tx, id))

@@ -58,12 +58,16 @@ def upgrade() -> None:
     sa.Column('type', sa.String(length=40), nullable=False),
     sa.Column('subject', sa.String(length=200), nullable=False),
     sa.Column('model', sa.String(length=64), nullable=True),
+    sa.Column('run_id', sa.Integer(), nullable=True),
     sa.Column('data', sa.JSON(), nullable=False),
     sa.Column('traceparent', sa.String(length=64), nullable=True),
     sa.Column('at', Instant(), nullable=False),
     sa.PrimaryKeyConstraint('sequence', name=op.f('pk_notice')),
     sa.UniqueConstraint('event_id', name=op.f('uq_notice_event_id'))
     )
+    with op.batch_alter_table('notice', schema=None) as batch_op:
+        batch_op.create_index(batch_op.f('ix_notice_run_id'), ['run_id'], unique=False)
+
     op.create_table('release',
     sa.Column('id', sa.Integer(), autoincrement=True, nullable=False),
     sa.Column('model', sa.String(length=64), nullable=False),
@@ -284,6 +288,9 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f('ix_release_model'))
 
     op.drop_table('release')
+    with op.batch_alter_table('notice', schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f('ix_notice_run_id'))
+
     op.drop_table('notice')
     op.drop_table('dataset')
     op.drop_table('counter')
