@@ -49,9 +49,6 @@ class Settings(BaseModel):
     look_s: float = Field(default=3.0, gt=0, description="seconds between two looks of a free worker into the ledger")
     compute_class: str = Field(default="standard", description="the compute class that this trainer serves")
     slots: int = Field(default=1, ge=1, description="runs that this trainer takes at once")
-    private_networks: tuple[str, ...] = Field(
-        default=(), description="networks that webhooks may reach although they are private"
-    )
     process: str = Field(default="headrace", description="the name of this process in logs and leases")
 
     @property
@@ -81,7 +78,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
             ) from error
     for name in Settings.model_fields:
         if (value := environ.get(f"HEADRACE_{name.upper()}")) is not None:
-            values[name] = value.split(",") if name == "private_networks" else value
+            values[name] = value
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:

@@ -29,7 +29,7 @@ _PLAIN = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TMPDIR", "TZ",
 _NOT_OURS = ("MLFLOW_", "_MLFLOW_", "CELERY_", "FLOWER_", "REDISCLI_", "VALKEYCLI_")
 _PYTHONS = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONSTARTUP")
 _DECIDED_HERE = {f"HEADRACE_{name.upper()}" for name in Settings.model_fields} - {
-    f"HEADRACE_{name}" for name in ("INDEX_URL", "LEASE_S", "HEARTBEAT_S", "LOOK_S", "PRIVATE_NETWORKS")
+    f"HEADRACE_{name}" for name in ("INDEX_URL", "LEASE_S", "HEARTBEAT_S", "LOOK_S")
 }
 
 

@@ -135,7 +135,6 @@ class Stack:
             lease_s=6,  # one machine, one clock: a dead worker is seen soon
             heartbeat_s=2,
             look_s=1,
-            private_networks=("127.0.0.0/8", "::1/128"),  # consumers on this machine
         )
         write_private(root / "settings.json", settings.model_dump_json(indent=2))
         return settings

@@ -116,7 +116,7 @@ def addresses(endpoint: Endpoint, allowed: Sequence[Network], resolve: Resolver,
     for address in found:
         if not is_allowed(address, allowed):
             raise Blocked(
-                f"blocked_address: {endpoint.host} is {address}, which is not public; the operator's private_networks may allow it"
+                f"blocked_address: {endpoint.host} is {address}, which is not public; allow_private = true of the subscription allows it"
             )
     return [str(address) for address in found]
 

@@ -51,12 +51,11 @@ class Registrar:
         scratch = self.home / f"{run}-{token}"
         try:
             self._register(run, token, scratch)
-        except HeadraceError as error:
-            log.warning("registration_failed", run=run, error=error.message)
+        except Exception as error:
+            log.warning("registration_failed", run=run, error=str(error), exc_info=not isinstance(error, HeadraceError))
             with self.ledger.write() as tx:
-                versions.registration_failed(
-                    tx, run, error.message, PAUSE if isinstance(error, Unavailable) else LONG_PAUSE
-                )
+                pause = PAUSE if isinstance(error, Unavailable) else LONG_PAUSE
+                versions.registration_failed(tx, run, str(error) or type(error).__name__, pause)
             return False
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

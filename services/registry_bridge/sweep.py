@@ -49,12 +49,14 @@ class Sweep:
         self.deliverer.stop()
 
     def advance(self, run: int) -> None:
-        """Register the run if that is not done, and settle its version as far as it goes."""
+        """Register the run if that is not done, and settle its version as far as it goes. What fails is looked at again by the sweep."""
         try:
             self.registrar.register(run)
             self.promoter.settle(run)
         except Unavailable as error:
             log.warning("advance_postponed", run=run, error=error.message)
+        except Exception:  # the edge: one run that cannot be judged must not stop the others
+            log.exception("advance_failed", run=run)
 
     def _settle_all(self) -> float | None:
         with self.ledger.read() as tx:

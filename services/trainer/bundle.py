@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
 from pathlib import Path
 
+from services.trainer import metrics
 from services.trainer.checkout import Prepared
 from services.trainer.child import LOADER
 from services.trainer.failures import AttemptFailed
@@ -19,7 +18,14 @@ LEFT_OUT = {"tests", "test", "docs", "node_modules", "__pycache__"}
 
 
 def complete(output: Path, prepared: Prepared, log: bytes) -> None:
-    """Add to the author's output what makes it loadable and judgeable later: source, loader, locked requirements, log."""
+    """Add to the author's output what makes it loadable and judgeable later: source, loader, locked requirements, log.
+
+    Raises `AttemptFailed` for a link, through which we would write elsewhere.
+    """
+    if any(path.is_symlink() for path in (output, *output.rglob("*"))):
+        raise AttemptFailed(
+            "bad_output", "invalid_bundle: job.output holds a link; a bundle holds plain files only", "write files"
+        )
     _copy_source(prepared.checkout, output / "source")
     (output / "code").mkdir(exist_ok=True)
     shutil.copyfile(LOADER, output / "code" / "headrace_loader.py")
@@ -48,26 +54,10 @@ def check(output: Path) -> Manifest:
         manifest = read_tree(output)
         if not any(file.path.startswith("model/") for file in manifest.files):
             raise Refused("train() returned nothing and left nothing in job.output; return the model, or save it there")
-        _check_metrics(output / "metrics.json")
+        metrics.read(output / "metrics.json")
     except Refused as error:
         raise AttemptFailed("bad_output", error.message, "mend the code and tag a new release") from error
     return manifest
-
-
-def _check_metrics(path: Path) -> None:
-    """Metrics are finite numbers under short names; anything else could pass for good."""
-    try:
-        metrics = json.loads(path.read_bytes(), parse_constant=_refuse_constant)["metrics"]
-        named = all(isinstance(name, str) and 0 < len(name) <= 250 for name in metrics)
-        finite = all(type(value) in (int, float) and math.isfinite(value) for value in metrics.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Refused(f"invalid_metric: metrics.json cannot be read ({error})") from error
-    if not named or not finite or len(metrics) > 1000:
-        raise Refused("invalid_metric: evaluate() must return at most 1,000 finite numbers by name")
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no finite number")
 
 
 def store(blobs: Blobs, output: Path, manifest: Manifest) -> str:

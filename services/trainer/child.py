@@ -13,11 +13,12 @@ from typing import Any
 import headrace
 from headrace.warden import Ending, Warded
 
+from services.trainer import metrics
 from services.trainer.checkout import Prepared
 from services.trainer.failures import AttemptFailed
 from services.trainer.heart import Heart
 from shared import settings
-from shared.errors import ConfigurationError
+from shared.errors import ConfigurationError, Refused
 from shared.logs import Logs, Pump
 
 HARNESS = Path(headrace.__file__).with_name("harness.py")
@@ -146,15 +147,14 @@ class Events:
 
 def _read_result(path: Path, ending: Ending) -> Result:
     try:
-        result = json.loads(path.read_bytes()[:10_000_000])
+        with path.open("rb") as stream:
+            result = json.loads(stream.read(10_000_000))
         if not isinstance(result, dict):
             raise ValueError("not an object")
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise _ended_without_result(ending) from None
     if result.get("ok") is True and ending.ok:
-        return Result(
-            result.get("metrics"), {str(name): float(value) for name, value in result.get("seconds", {}).items()}
-        )
+        return _result(result)
     if result.get("ok") is True:
         raise _ended_without_result(ending)
     trace = f"\n{result['traceback']}" if result.get("traceback") else ""
@@ -162,6 +162,16 @@ def _read_result(path: Path, ending: Ending) -> Result:
     raise AttemptFailed(
         str(result.get("kind", "author_error"))[:40], f"{result.get('message', 'no message')}{trace}"[:8000], advice
     )
+
+
+def _result(said: dict[str, Any]) -> Result:
+    """The author's code shares the harness's process, so what it says is checked like any other input."""
+    try:
+        found = metrics.check(said["metrics"]) if said.get("metrics") is not None else None
+        seconds = metrics.check(said.get("seconds", {}))
+    except Refused as error:
+        raise AttemptFailed("bad_output", error.message, "mend the code and tag a new release") from error
+    return Result(found, seconds)
 
 
 def _ended_without_result(ending: Ending) -> AttemptFailed:

@@ -44,8 +44,7 @@ class Rows:
         where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
         text = f"SELECT * FROM {table}{where} ORDER BY {cursor}"
         if self._newest is not None:
-            params.append(("newest", self._newest))
-            newest = f"SELECT * FROM {table}{where} ORDER BY {cursor} DESC LIMIT {{newest}}"
+            newest = f"SELECT * FROM {table}{where} ORDER BY {cursor} DESC LIMIT {int(self._newest)}"
             text = f"SELECT * FROM ({newest}) AS newest ORDER BY newest.{_quoted(self.cursor)}"
         if "%" in _STYLES[paramstyle]:
             text = text.replace("%", "%%")

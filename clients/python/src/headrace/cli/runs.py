@@ -45,7 +45,13 @@ def retry(arguments: Namespace) -> None:
 def _row(told: Mapping[str, Any]) -> show.Row:
     when = told["finished_at"] or told["started_at"] or told["due_at"]
     error = told["error"]
-    what = f"{error['kind']}: {error['message']}" if error else told["sentence"]
+    what = (
+        f"{error['kind']}: {error['message']}"
+        if error
+        else told["reason"]
+        if told["state"] == "trained"
+        else told["sentence"]
+    )
     return (
         told["id"],
         told["model"],
