@@ -38,22 +38,28 @@ class DeliveryState(StrEnum):
 
 State = RunState | VersionState | DeliveryState
 
-TRANSITIONS: dict[State, frozenset[State]] = {
-    RunState.WAITING: frozenset({RunState.RUNNING, RunState.CANCELLED}),
-    RunState.RUNNING: frozenset(
-        {RunState.RUNNING, RunState.RETRYING, RunState.TRAINED, RunState.FAILED, RunState.CANCELLED}
-    ),
-    RunState.RETRYING: frozenset({RunState.RUNNING, RunState.FAILED, RunState.CANCELLED}),
-    RunState.TRAINED: frozenset(),
-    RunState.FAILED: frozenset(),
-    RunState.CANCELLED: frozenset(),
-    VersionState.CANDIDATE: frozenset({VersionState.PROMOTED, VersionState.REJECTED, VersionState.AWAITING}),
-    VersionState.AWAITING: frozenset({VersionState.PROMOTED, VersionState.REJECTED}),
-    VersionState.PROMOTED: frozenset(),
-    VersionState.REJECTED: frozenset(),
-    DeliveryState.PENDING: frozenset({DeliveryState.DELIVERED, DeliveryState.FAILED}),
-    DeliveryState.DELIVERED: frozenset(),
-    DeliveryState.FAILED: frozenset({DeliveryState.PENDING}),
+TRANSITIONS: dict[type[State], dict[State, frozenset[State]]] = {  # by noun: a failed run equals a failed delivery as text
+    RunState: {
+        RunState.WAITING: frozenset({RunState.RUNNING, RunState.CANCELLED}),
+        RunState.RUNNING: frozenset(
+            {RunState.RUNNING, RunState.RETRYING, RunState.TRAINED, RunState.FAILED, RunState.CANCELLED}
+        ),
+        RunState.RETRYING: frozenset({RunState.RUNNING, RunState.FAILED, RunState.CANCELLED}),
+        RunState.TRAINED: frozenset(),
+        RunState.FAILED: frozenset(),
+        RunState.CANCELLED: frozenset(),
+    },
+    VersionState: {
+        VersionState.CANDIDATE: frozenset({VersionState.PROMOTED, VersionState.REJECTED, VersionState.AWAITING}),
+        VersionState.AWAITING: frozenset({VersionState.PROMOTED, VersionState.REJECTED}),
+        VersionState.PROMOTED: frozenset(),
+        VersionState.REJECTED: frozenset(),
+    },
+    DeliveryState: {
+        DeliveryState.PENDING: frozenset({DeliveryState.DELIVERED, DeliveryState.FAILED}),
+        DeliveryState.DELIVERED: frozenset(),
+        DeliveryState.FAILED: frozenset({DeliveryState.PENDING}),
+    },
 }
 
 UNFINISHED = (RunState.WAITING, RunState.RUNNING, RunState.RETRYING)
@@ -61,5 +67,5 @@ UNFINISHED = (RunState.WAITING, RunState.RUNNING, RunState.RETRYING)
 
 def check(before: State, after: State) -> None:
     """Raise `Conflict` unless the step is legal. A running run that is claimed again (its lease ran out) stays running."""
-    if after not in TRANSITIONS[before]:
+    if after not in TRANSITIONS[type(before)][before]:
         raise Conflict(f"a {before} {type(before).__name__.removesuffix('State').lower()} cannot become {after}")

@@ -24,6 +24,7 @@ class Facts:
     busy: int | None = None  # the model's own run that is training
     last_ended_at: datetime | None = None
     without_data: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()  # datasets that the configuration does not have
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Due:
 
 def due_at(policy: Policy, facts: Facts) -> Due:
     """When the run may start. Does not look at a clock: the same facts give the same answer."""
+    if facts.unknown:
+        return Due(None, f"waits for dataset {', '.join(facts.unknown)}, which is not in the configuration")
     if facts.without_data:
         return Due(None, f"waits for the first rows of {', '.join(facts.without_data)}")
     if facts.busy is not None:

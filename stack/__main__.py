@@ -61,6 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("--scopes", default="read", help="of submit, read and operate, by commas (default: read)")
     _add_state(create)
     create.set_defaults(run=("stack.ledger", "create_token"), on_a_ledger=True)
+    revoke = token.add_parser("revoke", help="let a token count no longer")
+    revoke.add_argument("name", help="the name that it was made with")
+    _add_state(revoke)
+    revoke.set_defaults(run=("stack.ledger", "revoke_token"), on_a_ledger=True)
 
     demo = commands.add_parser("demo", help="show the whole flow on real flights")
     demo.add_argument("--state", type=Path, default=Path(".headrace-demo"), help="where the demo lives")

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from shared.errors import HeadraceError, Refused
+from shared.errors import HeadraceError, NotFound, Refused
 from shared.ledger import Ledger, session, tokens
 from shared.settings import load
 
@@ -17,6 +17,20 @@ def migrate(args: argparse.Namespace) -> int:
 
 def create_token(args: argparse.Namespace) -> int:
     return _told(lambda: print(_create(args.name, args.scopes)))
+
+
+def revoke_token(args: argparse.Namespace) -> int:
+    return _told(lambda: _revoke(args.name))
+
+
+def _revoke(name: str) -> None:
+    ledger = Ledger(load().ledger_url)
+    try:
+        with ledger.write() as tx:
+            if not tokens.revoke(tx, name):
+                raise NotFound(f"there is no token {name!r}")
+    finally:
+        ledger.close()
 
 
 def _create(name: str, scopes: str) -> str:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from shared.ledger import Ledger
+from shared.ledger.session import create_all, migrate
+from shared.ledger.tables import metadata
+from tests.ledgers import CONFIG, HandClock, put_config
 from tests.redis_server import Valkey, start_valkey
 from tests.servers import Server, start_mlflow
 
@@ -24,3 +30,46 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     server = start_valkey(tmp_path_factory.mktemp("valkey"))
     yield server
     server.stop()
+
+
+@pytest.fixture
+def clock() -> HandClock:
+    """The clock of `ledger`; it stands still until a test moves it."""
+    return HandClock()
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty SQLite ledger that `migrate` has made; copied, not used."""
+    path = tmp_path_factory.mktemp("ledger") / "ledger.db"
+    migrate(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def ledger_file(migrated: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(migrated, tmp_path / "ledger.db"))
+
+
+@pytest.fixture(scope="session", params=["memory", "sqlite"])
+def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ledger]:
+    """Each database that the ledger stands on, with its tables; opened once, for statements compile only once an engine."""
+    if request.param == "memory":
+        opened = Ledger("sqlite://")
+        create_all(opened)
+    else:
+        copy = shutil.copy(request.getfixturevalue("migrated"), tmp_path_factory.mktemp("database") / "ledger.db")
+        opened = Ledger(f"sqlite:///{copy}")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def ledger(database: Ledger, clock: HandClock) -> Ledger:
+    """A ledger with CONFIG in force and nothing else; what it says must be the same on every database."""
+    with database.engine.begin() as connection:
+        for table in reversed(metadata.sorted_tables):
+            connection.execute(table.delete())
+    database.clock = clock
+    put_config(database, CONFIG)
+    return database

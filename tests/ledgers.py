@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 from shared import catalog
 from shared.cuts import Cut
 from shared.declaration import Declaration, Gate, Use
-from shared.ledger import Ledger, arrivals, attempts, configuration, datasets, planning
+from shared.gates import Decision, Verdict
+from shared.ledger import Ledger, arrivals, attempts, configuration, datasets, planning, runs, versions
 from shared.ledger.attempts import Claim
 from shared.ledger.session import create_all
 
@@ -59,6 +60,7 @@ def in_memory(config: str = CONFIG) -> tuple[Ledger, HandClock]:
 def put_config(ledger: Ledger, config: str) -> None:
     with ledger.write() as tx:
         configuration.put(tx, catalog.parse(config.encode()), "test")
+        planning.replan_all(tx)
 
 
 def declare(dataset: str = "flights", **more: object) -> Declaration:
@@ -89,3 +91,60 @@ def grow(ledger: Ledger, rows: int = 1000, dataset: str = "flights") -> int:
 def claim(ledger: Ledger, run: int, worker: str = "w1") -> Claim | None:
     with ledger.write() as tx:
         return attempts.claim(tx, run, worker, LEASE)
+
+
+def waiting(ledger: Ledger, model: str = "delays") -> int:
+    """The run that waits."""
+    with ledger.read() as tx:
+        return int(runs.find_waiting(tx, model).id)
+
+
+def finish(ledger: Ledger, claimed: Claim, bundle: str = "sha256:" + "b" * 64) -> None:
+    with ledger.write() as tx:
+        attempts.finish(tx, claimed.run, claimed.token, bundle, {"train": 1.5})
+
+
+def train(ledger: Ledger, rows: int = 1000) -> int:
+    """New rows make a run due, which is claimed and ends well."""
+    grow(ledger, rows)
+    claimed = claim(ledger, waiting(ledger))
+    assert claimed is not None
+    finish(ledger, claimed)
+    return claimed.run
+
+
+def register(ledger: Ledger, run: int, number: int) -> None:
+    with ledger.write() as tx:
+        versions.registered(tx, run, number, "sha256:" + f"{number:064x}", f"r{number}", f"m-{number}")
+
+
+def decide(ledger: Ledger, number: int, decision: Decision = Decision.PROMOTE, *, automatic: bool = True) -> None:
+    """A verdict on the version, beside the champion of this moment."""
+    with ledger.write() as tx:
+        row, champion = versions.find(tx, "delays", number), versions.champion(tx, "delays")
+        versions.decide(tx, row, champion, Verdict(decision, ("auc: passes",)), "sha256:h", automatic=automatic)
+
+
+def follow(ledger: Ledger) -> int | None:
+    """The alias follows the intent, if there is one: the number of the version that serves from now on."""
+    with ledger.write() as tx:
+        intended = versions.claim_intent(tx, "delays", LEASE)
+        if intended is None:
+            return None
+        versions.served(tx, intended)
+        return int(intended.number)
+
+
+def serve(ledger: Ledger, number: int, rows: int = 1000) -> int:
+    """A run becomes the champion with this number; the run."""
+    run = train(ledger, rows)
+    register(ledger, run, number)
+    decide(ledger, number)
+    assert follow(ledger) == number
+    return run
+
+
+def champion(ledger: Ledger, model: str = "delays") -> int | None:
+    with ledger.read() as tx:
+        row = versions.champion(tx, model)
+        return int(row.number) if row is not None else None

@@ -55,7 +55,7 @@ class Registrar:
             log.warning("registration_failed", run=run, error=str(error), exc_info=not isinstance(error, HeadraceError))
             with self.ledger.write() as tx:
                 pause = PAUSE if isinstance(error, Unavailable) else LONG_PAUSE
-                versions.registration_failed(tx, run, str(error) or type(error).__name__, pause)
+                versions.registration_failed(tx, run, token, str(error) or type(error).__name__, pause)
             return False
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

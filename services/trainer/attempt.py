@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 
 from services.trainer import bundle, child, jobs
-from services.trainer.checkout import Prepared, Workshop
+from services.trainer.checkout import Prepared, Say, Workshop
 from services.trainer.claims import Claims
 from services.trainer.evaluate import Evaluator
 from services.trainer.failures import Cancelled, Leaving, Lost, classify
@@ -114,7 +114,7 @@ class Trainer:
         self, claim: Claim, holdout: dict[str, Range], scratch: Path, heart: Heart, steps: Steps
     ) -> tuple[Prepared, dict[str, float] | None]:
         with steps.step("prepare"):
-            prepared = self.workshop.prepare(claim.model.repository, claim.release, lambda text: self._say(claim, text))
+            prepared = self.workshop.prepare(claim.model.repository, claim.release, self._teller(claim, heart))
         heart.check()
         (scratch / "output").mkdir(parents=True, exist_ok=True, mode=0o700)
         sources, model = claim.datasets, claim.model
@@ -137,7 +137,7 @@ class Trainer:
                 holdout,
                 heart,
                 by=f"{claim.run}-{claim.token}",
-                say=lambda text: self._say(claim, text),
+                say=self._teller(claim, heart),
             )
 
     def _scores(
@@ -154,6 +154,18 @@ class Trainer:
         text, _ = self.logs.read(self._log_name(claim), 0, 10_000_000)
         bundle.complete(output, prepared, text)
         return bundle.store(self.blobs, output, bundle.check(output))
+
+    def _teller(self, claim: Claim, heart: Heart) -> Say:
+        """Tells what goes on while a checkout or an environment is made, each thing once; raises when the work must stop."""
+        told: list[str] = []
+
+        def say(text: str) -> None:
+            heart.check()
+            if told[-1:] != [text]:
+                told.append(text)
+                self._say(claim, text)
+
+        return say
 
     def _say(self, claim: Claim, text: str) -> None:
         """A line of the platform's own in the author's log."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -70,7 +69,7 @@ class Workshop:
         return into
 
     def _environment(self, checkout: Path, release: Release, say: Say) -> tuple[Locked, Path]:
-        recipe = Recipe(checkout=checkout, python=sys.executable, index_url=self._index_url)
+        recipe = Recipe(checkout=checkout, index_url=self._index_url)
         try:
             locked = self._environments.lock(recipe)
             environment = self._environments.build(locked, on_progress=say)

@@ -53,11 +53,18 @@ def receive(tx: Transaction, told: Report) -> Receipt:
         return Receipt(None, repeated=False, nudged=True)
     datasets.ensure(tx, told.dataset)
     before = datasets.known(tx, [told.dataset]).get(told.dataset)
-    upto = told.to_point if told.to_point is not None else before.upto if before else None
-    total = (before.rows or 0 if before else 0) + told.rows if told.rows is not None else None
-    id, planned = _store(tx, told.dataset, before, Cut(upto=upto, rows=total), told.rows, "rest", told=told)
+    id, planned = _store(tx, told.dataset, before, _grown(before, told), told.rows, "rest", told=told)
     _file(tx, told, id)
     return Receipt(id, repeated=False, nudged=False, runs=planned)
+
+
+def _grown(before: Cut | None, told: Report) -> Cut:
+    """The cut after a report: one that comes late does not take it back, and after one of unknown size the total is not known."""
+    known = before or Cut(upto=None, rows=0)
+    upto = told.to_point if told.to_point is not None else known.upto
+    if isinstance(upto, int) and isinstance(known.upto, int):
+        upto = max(upto, known.upto)
+    return Cut(upto=upto, rows=known.rows + told.rows if known.rows is not None and told.rows is not None else None)
 
 
 def observe(tx: Transaction, dataset: str, before: Cut | None, after: Cut, rows: int | None, owner: str) -> int:

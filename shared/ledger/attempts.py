@@ -69,9 +69,11 @@ def claim(tx: Transaction, id: int, worker: str, lease: timedelta) -> Claim | No
         return None
     if row.state == RunState.RUNNING and _bury(tx, row):
         return None
-    values = _freeze(tx, row) if row.cut is None else {}
-    if values is None:
+    release = releases.find(tx, row.release_id)
+    if (gone := _gone(tx, row.model, release)) is not None:
+        planning.call_off(tx, row, gone)
         return None
+    values = _freeze(tx, release) if row.cut is None else {}
     token = row.token + 1
     tx.execute(
         update(run)
@@ -106,12 +108,7 @@ def _bury(tx: Transaction, row: Any) -> bool:
     """Close the attempt of a worker that went silent; True if the run ends with it."""
     _close(tx, row.id, row.token, "lost", {"kind": "lost_worker", "message": f"{row.lease_owner} went silent"}, None)
     if row.cancel_reason is not None:
-        planning.end(
-            tx,
-            row,
-            RunState.CANCELLED,
-            {"kind": "cancelled", "message": row.cancel_reason, "advice": "retry it with `headrace retry`"},
-        )
+        planning.call_off(tx, row, row.cancel_reason)
         return True
     if row.lost + 1 >= policy.LOST_WORKERS:
         error = Failure(
@@ -124,11 +121,16 @@ def _bury(tx: Transaction, row: Any) -> bool:
     return False
 
 
-def _freeze(tx: Transaction, row: Any) -> dict[str, Any] | None:
-    """What the first claim fixes for all attempts: the release in force and the cut of its datasets; None if the model left the configuration."""
-    release = releases.in_force(tx, row.model)
-    if release is None or row.model not in configuration.in_force(tx).catalog.models:
-        return None
+def _gone(tx: Transaction, model: str, release: Release) -> str | None:
+    """Why the run has become pointless, if the operator has taken away what it is about."""
+    if model not in configuration.in_force(tx).catalog.models:
+        return "the model is no longer in the configuration"
+    missing = planning.missing(tx, release.declaration.datasets)
+    return f"dataset {', '.join(missing)} is no longer in the configuration" if missing else None
+
+
+def _freeze(tx: Transaction, release: Release) -> dict[str, Any]:
+    """What the first claim fixes for all attempts: the release and the cut of its datasets."""
     cut = {
         name: part.to_json() for name, part in sorted(datasets.known(tx, list(release.declaration.datasets)).items())
     }
@@ -187,7 +189,10 @@ def finish(tx: Transaction, id: int, token: int, bundle: str, seconds: dict[str,
 
 
 def fail(tx: Transaction, id: int, token: int, failure: Failure, seconds: dict[str, float]) -> RunState:
-    """running → retrying with a pause, for what is transient and has attempts left; else → failed. Raises `Fenced`."""
+    """running → retrying with a pause, for what is transient and has attempts left; else → failed. Raises `Fenced`.
+
+    A run that is to stop becomes cancelled instead of being tried again.
+    """
     row = owned(tx, id, token)
     error = failure.to_json()
     _close(tx, id, token, "failed", error, seconds)
@@ -196,18 +201,15 @@ def fail(tx: Transaction, id: int, token: int, failure: Failure, seconds: dict[s
     if not failure.transient or config is None or failures >= config.attempts:
         planning.end(tx, row, RunState.FAILED, error, failures=failures)
         return RunState.FAILED
-    pause = policy.retry_after(failures)
-    _hand_over(
-        tx, id, token, pause, f"tries again after {failure.kind}: {failure.message}", failures=failures, error=error
-    )
-    return RunState.RETRYING
+    sentence = f"tries again after {failure.kind}: {failure.message}"
+    return _hand_over(tx, row, policy.retry_after(failures), sentence, failures=failures, error=error)
 
 
 def hand_back(tx: Transaction, id: int, token: int, why: str, seconds: dict[str, float]) -> None:
     """running → retrying, due at once, without counting as a failure: the worker is asked to leave. Raises `Fenced`."""
-    owned(tx, id, token)
+    row = owned(tx, id, token)
     _close(tx, id, token, "handed_back", {"kind": "handed_back", "message": why}, seconds)
-    _hand_over(tx, id, token, timedelta(0), f"was handed back: {why}")
+    _hand_over(tx, row, timedelta(0), f"was handed back: {why}")
 
 
 def cancelled(tx: Transaction, id: int, token: int, seconds: dict[str, float]) -> None:
@@ -222,7 +224,11 @@ def cancelled(tx: Transaction, id: int, token: int, seconds: dict[str, float]) -
     planning.end(tx, row, RunState.CANCELLED, error)
 
 
-def _hand_over(tx: Transaction, id: int, token: int, pause: timedelta, sentence: str, **values: Any) -> None:
+def _hand_over(tx: Transaction, row: Any, pause: timedelta, sentence: str, **values: Any) -> RunState:
+    """Leave the run to the next claim, unless a person wants it to stop."""
+    if row.cancel_reason is not None:
+        planning.call_off(tx, row, row.cancel_reason)
+        return RunState.CANCELLED
     values |= {
         "state": RunState.RETRYING,
         "due_at": tx.now + pause,
@@ -230,7 +236,8 @@ def _hand_over(tx: Transaction, id: int, token: int, pause: timedelta, sentence:
         "lease_owner": None,
         "lease_until": None,
     }
-    _fenced_update(tx, id, token, values)
+    _fenced_update(tx, row.id, row.token, values)
+    return RunState.RETRYING
 
 
 def owned(tx: Transaction, id: int, token: int) -> Any:

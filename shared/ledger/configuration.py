@@ -33,6 +33,13 @@ def in_force(tx: Transaction) -> InForce:
 _parsed: dict[str, InForce] = {}  # by digest, so never stale
 
 
+def added(tx: Transaction) -> list[str]:
+    """Models in force that the configuration before did not have."""
+    two = select(configuration.c.body).order_by(configuration.c.id.desc()).limit(2)
+    now, *before = [Catalog.from_json(body) for body in tx.execute(two).scalars()]
+    return sorted(set(now.models) - {name for one in before for name in one.models})
+
+
 def put(tx: Transaction, new: Catalog, actor: str) -> bool:
     """Put a configuration in force; False when it is the one in force already. The caller replans in the same transaction."""
     wanted = digest(new)

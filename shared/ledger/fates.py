@@ -82,13 +82,13 @@ def _fate(tx: Transaction, model: str, arrival: Any, uses: bool) -> Fate:
         return Fate(model, kind, last.id, None, None, f"was in run {last.id}, which {describe(tx, last)}")
     if not uses:
         return Fate(model, FateKind.SUPERSEDED, None, None, None, f"{model} no longer uses {arrival.dataset}")
-    return _unclaimed(tx, model)
+    return _unclaimed(tx, model, arrival)
 
 
-def _unclaimed(tx: Transaction, model: str) -> Fate:
-    """No run holds it: the one that did was cancelled before it was claimed."""
+def _unclaimed(tx: Transaction, model: str, arrival: Any) -> Fate:
+    """No run holds it: the one that did was cancelled before it was claimed, or the model was not in the configuration when it came."""
     last = next(iter(runs.find_all(tx, model=model, limit=1)), None)
-    if last is not None and last.state == RunState.CANCELLED:
+    if last is not None and last.state == RunState.CANCELLED and last.finished_at >= arrival.observed_at:
         return Fate(model, FateKind.CANCELLED, last.id, None, None, f"was in run {last.id}, which {describe(tx, last)}")
     return Fate(model, FateKind.WAITS, None, None, None, "waits for the next run; `headrace retrain` starts one now")
 

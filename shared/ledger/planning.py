@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import func, insert, select, update
@@ -36,9 +37,12 @@ def plan(
     else:
         id = int(waiting.id)
         joined = (
-            waiting.reason if reason in waiting.reason or len(waiting.reason) > 300 else f"{waiting.reason}; {reason}"
+            waiting.reason
+            if reason in waiting.reason.split("; ") or len(waiting.reason) > 300
+            else f"{waiting.reason}; {reason}"
         )
-        tx.execute(update(run).where(run.c.id == id).values(reason=joined, asked=asked or waiting.asked, **values))
+        values |= {"reason": joined, "asked": asked or waiting.asked, "traceparent": waiting.traceparent or traceparent}
+        tx.execute(update(run).where(run.c.id == id).values(**values))
     replan(tx, model)
     return id
 
@@ -77,21 +81,26 @@ def replan(tx: Transaction, model: str) -> None:
         return
     config, release = configuration.in_force(tx), releases.find(tx, waiting.release_id)
     if model not in config.catalog.models:
-        _cancel_now(tx, waiting, "the model is no longer in the configuration")
+        call_off(tx, waiting, "the model is no longer in the configuration")
         return
     facts = gather(tx, waiting, tuple(release.declaration.datasets))
     due = policy.due_at(config.catalog.models[model].policy, facts)
+    at = due.at
+    if at is not None and at <= tx.now and waiting.due_at is not None:
+        at = min(at, waiting.due_at)  # more data does not cost a due run its place among the others, nor ring its bell again
     tx.execute(
         update(run)
         .where(run.c.id == waiting.id)
-        .values(due_at=due.at, sentence=due.sentence, config_digest=config.digest, first_arrival_at=facts.first_at)
+        .values(due_at=at, sentence=due.sentence, config_digest=config.digest, first_arrival_at=facts.first_at)
     )
 
 
 def replan_all(tx: Transaction) -> None:
-    """After a new configuration."""
+    """After a new configuration; a model that is back in it is trained on what it has missed."""
     for name in tx.execute(select(run.c.model).where(run.c.state == RunState.WAITING)).scalars().all():
         replan(tx, name)
+    for name in configuration.added(tx):
+        plan(tx, name, "the model is in the configuration again")
 
 
 def gather(tx: Transaction, waiting: Any, names: tuple[str, ...]) -> Facts:
@@ -116,7 +125,9 @@ def gather(tx: Transaction, waiting: Any, names: tuple[str, ...]) -> Facts:
             lasts.append(one[4])
     known = datasets.known(tx, list(names))
     busy = tx.execute(select(run.c.id).where(run.c.model == waiting.model, run.c.state.in_(runs.BUSY))).scalar()
-    ended = tx.execute(select(func.max(run.c.finished_at)).where(run.c.model == waiting.model)).scalar()
+    ended = tx.execute(
+        select(func.max(run.c.finished_at)).where(run.c.model == waiting.model, run.c.started_at.is_not(None))
+    ).scalar()
     return Facts(
         arrivals=counts,
         rows=None if unknown else rows,
@@ -126,7 +137,14 @@ def gather(tx: Transaction, waiting: Any, names: tuple[str, ...]) -> Facts:
         busy=busy,
         last_ended_at=ended,
         without_data=tuple(name for name in names if name not in known),
+        unknown=missing(tx, names),
     )
+
+
+def missing(tx: Transaction, names: Iterable[str]) -> tuple[str, ...]:
+    """Those datasets that the configuration does not have; a release may have come before them, or outlive them."""
+    config = configuration.in_force(tx).catalog
+    return tuple(name for name in names if name not in config.datasets)
 
 
 def cancel(tx: Transaction, id: int, reason: str) -> RunState:
@@ -138,14 +156,15 @@ def cancel(tx: Transaction, id: int, reason: str) -> RunState:
     if row.state == RunState.CANCELLED:
         return RunState.CANCELLED
     if row.state == RunState.RUNNING:
-        tx.execute(update(run).where(run.c.id == id).values(cancel_reason=reason))
+        tx.execute(update(run).where(run.c.id == id).values(cancel_reason=row.cancel_reason or reason))
         return RunState.RUNNING
     check(RunState(row.state), RunState.CANCELLED)
-    _cancel_now(tx, row, reason)
+    call_off(tx, row, reason)
     return RunState.CANCELLED
 
 
-def _cancel_now(tx: Transaction, row: Any, reason: str) -> None:
+def call_off(tx: Transaction, row: Any, reason: str) -> None:
+    """waiting | running | retrying → cancelled; of a running run the worker has gone."""
     end(
         tx,
         row,

@@ -58,11 +58,12 @@ def check_registration(tx: Transaction, run_id: int, token: int) -> None:
         raise Fenced(f"the registration of run {run_id} has passed to another bridge")
 
 
-def registration_failed(tx: Transaction, run_id: int, error: str, again_in: timedelta) -> None:
-    """Note why; it is tried again by whoever looks next after the pause (I10)."""
-    tx.execute(
-        update(run).where(run.c.id == run_id).values(registration_error=error, registration_lease=tx.now + again_in)
-    )
+def registration_failed(tx: Transaction, run_id: int, token: int, error: str, again_in: timedelta) -> None:
+    """Note why; it is tried again by whoever looks next after the pause (I10). Changes nothing if another bridge has it, or has done it."""
+    if of_run(tx, run_id) is not None:
+        return
+    mine = (run.c.id == run_id, run.c.registrations == token)
+    tx.execute(update(run).where(*mine).values(registration_error=error, registration_lease=tx.now + again_in))
 
 
 def registered(tx: Transaction, run_id: int, number: int, digest: str, mlflow_run: str, mlflow_model: str) -> None:
@@ -119,30 +120,35 @@ def promote(tx: Transaction, model: str, number: int, actor: str, reason: str) -
 
 
 def roll_back(tx: Transaction, model: str, number: int | None, actor: str, reason: str) -> int:
-    """Make a version champion again that has served before: the one before the present champion, or the one named.
+    """Make a version champion again that has served before: the one that the present champion replaced, or the one named.
 
-    Raises `NotFound`, or `Conflict` when it has never served, serves already, or another change is under way.
+    Repeated without a name it goes further back, never forward again. Raises `NotFound`, or `Conflict` when there is no such version,
+    it serves already, or another change is under way.
     """
     _refuse_overlap(tx, model)
     serving = _champion_id(tx, model)
-    served = tx.execute(
-        select(version)
-        .join(promotion, promotion.c.version_id == version.c.id)
-        .where(promotion.c.model == model)
-        .order_by(promotion.c.id.desc())
-    ).all()
-    if number is not None:
-        find(tx, model, number)
-        served = [row for row in served if row.number == number]
-    if serving is not None and number is not None and served and served[0].id == serving:
+    target = find(tx, model, number) if number is not None else _replaced_by(tx, serving)
+    if target is not None and target.id == serving:
         raise Conflict(f"version {number} of {model} serves already")
-    target = next((row for row in served if row.id != serving), None)
-    if target is None:
+    if target is None or _promoted(tx, target.id) is None:
         raise Conflict(
             f"{model} has no {'such' if number else 'earlier'} version that has served; `headrace versions {model}` lists them"
         )
     _intend(tx, target, serving, "rolled_back", actor, reason)
     return int(target.number)
+
+
+def _promoted(tx: Transaction, version_id: int | None) -> Any:
+    """The row by which the version became champion for the first time; later ones are rollbacks to it."""
+    return tx.execute(
+        select(promotion).where(promotion.c.version_id == version_id, promotion.c.kind == "promoted")
+    ).first()
+
+
+def _replaced_by(tx: Transaction, version_id: int | None) -> Any:
+    """The version that served before this one was promoted."""
+    row = _promoted(tx, version_id)
+    return tx.execute(select(version).where(version.c.id == row.replaces_id)).first() if row is not None else None
 
 
 def _refuse_overlap(tx: Transaction, model: str) -> None:

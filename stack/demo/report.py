@@ -29,7 +29,7 @@ def _steps(story: Story) -> Table:
         pad_edge=False,
     )
     for name, options in {
-        "run": {}, "because of": {"no_wrap": True}, "rows": {"justify": "right"}, "waited": {"justify": "right"}, "prepare": {"justify": "right"},
+        "run": {}, "because of": {"no_wrap": True}, "rows": {"justify": "right", "no_wrap": True}, "waited": {"justify": "right"}, "prepare": {"justify": "right"},
         "train": {"justify": "right"}, "champion": {"justify": "right"}, "bundle": {"justify": "right"}, "judged": {"justify": "right"},
         "swapped": {"justify": "right"}, "in all": {"justify": "right", "style": "bold"}, "verdict": {"no_wrap": True},
     }.items():  # fmt: skip

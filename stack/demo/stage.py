@@ -50,7 +50,7 @@ allow_private = true
 
 def play(state: Path) -> int:
     """The whole demo; 0 when all was seen, 1 when something was not, 130 after Ctrl-C. Leaves no process."""
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else 132)
     show = Show(console)
     try:
         return _play(state.absolute(), show)

@@ -153,14 +153,14 @@ class Story:
         before = self.callers.version
         self.author.edit(*WORSE)
         at = time.time()
-        self.author.release("1.2.0", "Do without the delay at departure")
+        self.author.release("1.2.0", "Do without the hour of departure")
         scene = self._scene("release v1.2.0", at)
         self._see("rejection", scene.version["state"] == "rejected" and self.callers.version == before)
 
     def _mended_release(self) -> None:
         self.author.edit(WORSE[0], WORSE[2], WORSE[1])
         at = time.time()
-        self.author.release("1.2.1", "Look at the delay at departure again")
+        self.author.release("1.2.1", "Look at the hour of departure again")
         self._scene("release v1.2.1", at)
 
     def _insert(self, month: int) -> float:
@@ -253,6 +253,6 @@ def moment(text: str) -> float:
 
 WORSE = (  # file, line as released, line of the worse release
     "flight_delays/model.py",
-    'NUMBERS = ["dep_delay", "sched_dep_time", "distance"]',
-    'NUMBERS = ["sched_dep_time", "distance"]',
+    'NUMBERS = ["hour", "minute", "distance"]',
+    'NUMBERS = ["distance"]',
 )

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 
@@ -59,11 +60,14 @@ def test_a_run_that_ends_while_mlflow_is_down_is_registered_when_it_is_back(prod
     model.hold()
     model.insert()
     model.wait_for_state("running")
-    os.kill(product.pid("mlflow"), signal.SIGSTOP)
+    os.killpg(product.pid("mlflow"), signal.SIGSTOP)  # the command line's process and the server below it
     try:
+        with pytest.raises(OSError, match="timed out"):
+            urllib.request.urlopen(product.endpoints["mlflow"] + "/health", timeout=1)
         model.go()
         run = model.wait_for_state("trained")
-        assert run["version"] is None
+        product.wait("the bridge to have tried", lambda: "MLflow" in product.headrace("why", "unregistered"), 60)
+        assert product.get(f"/v1/runs/{run['id']}")["version"] is None
     finally:
         product.kill("mlflow")
     model.wait_for_champion(1)

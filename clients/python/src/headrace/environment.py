@@ -99,18 +99,17 @@ class Environments:
     def _build_alone(self, locked: Locked, place: Path, progress: Progress) -> None:
         for rest in [place, *self._root.glob(f".draft-{locked.digest}-*")]:  # what killed builders left
             _remove(rest)
-        draft = (
-            self._root / f".draft-{locked.digest}-{secrets.token_hex(4)}"
-        )  # its own: a killed builder's uv may be dying still
+        # a name of its own: a killed builder's uv may be dying still
+        draft = self._root / f".draft-{locked.digest}-{secrets.token_hex(4)}"
         try:
-            self._fill(draft, locked, place, progress)
+            self._fill(draft, locked, progress)
             _make_read_only(draft)
             draft.rename(place)
         except BaseException:
             _remove(draft)
             raise
 
-    def _fill(self, draft: Path, locked: Locked, place: Path, progress: Progress) -> None:
+    def _fill(self, draft: Path, locked: Locked, progress: Progress) -> None:
         began = time.monotonic()
         python = draft / "bin" / "python"
         self._installer.uv("venv", "--relocatable", "--python", locked.python, draft, cwd=self._root)
@@ -124,21 +123,19 @@ class Environments:
         )
         installed = time.monotonic()
         progress("compiling byte code")
-        self._compile(draft, place, python, progress)
+        self._compile(draft, python, progress)
         seconds = {"install": round(installed - began, 3), "compile": round(time.monotonic() - installed, 3)}
         (draft / _MARK).write_text(
             json.dumps({"digest": locked.digest, "python": locked.python, "seconds": seconds}) + "\n"
         )
 
-    def _compile(self, draft: Path, place: Path, python: Path, progress: Progress) -> None:
-        """Without the tests that packages carry, which would take three times as long (SPIKES 9b); paths read as in the finished place."""
-        options = ["-q", "-j", "2", "-x", "/tests?/", "-s", str(draft), "-p", str(place)]
-        with contextlib.suppress(
-            EnvironmentFailed
-        ):  # a file that does not compile (a template, say) is the package's own business
-            self._installer.run(
-                [python, "-I", "-m", "compileall", *options, draft / "lib"], cwd=self._root, progress=progress
-            )
+    def _compile(self, draft: Path, python: Path, progress: Progress) -> None:
+        """Without the tests that packages carry: with them it takes three times as long."""
+        options = ["-q", "-j", "2", "-x", "/site-packages/(.*/)?tests?/"]
+        argv: list[str | Path] = [python, "-I", "-m", "compileall", *options, draft / "lib"]
+        # a file that does not compile (a template, say) is its package's own business
+        with contextlib.suppress(EnvironmentFailed):
+            self._installer.run(argv, cwd=self._root, progress=lambda _: progress("compiling byte code"))
 
     def _interpreter(self, recipe: Recipe, declared: Declared) -> tuple[str, str]:
         """The path of the Python to use and all that distinguishes it."""

@@ -127,9 +127,13 @@ def check_metric(key: object, value: object) -> float:
         raise InvalidMetric(f"{key!r} is no name for a metric: at most 250 letters, digits, spaces and _ . / -")
     if hasattr(value, "item"):  # numpy's and torch's numbers
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise InvalidMetric(f"the metric {key!r} is {value!r}, which is no finite number")
-    return float(value)
+    try:
+        number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise InvalidMetric(f"the metric {key!r} is {str(value)[:100]!r}, which is no finite number")
+    return number
 
 
 def check_metrics(found: object) -> dict[str, float]:

@@ -19,7 +19,7 @@ _VERSION = r"\s*(?:===?|~=|!=|<=?|>=?)\s*[A-Za-z0-9.*+!_-]+\s*"
 _VERSIONS = rf"(?:{_VERSION}(?:,{_VERSION})*)?"
 _HASHES = r"(?:\s+--hash=sha256:[0-9a-f]{64})*"
 _PLAIN = re.compile(
-    rf"({_NAME})\s*(?:\[[A-Za-z0-9._,\s-]*\])?\s*(?:{_VERSIONS}|\({_VERSIONS}\))\s*(?:;[^#@\\]*?)?{_HASHES}\s*"
+    rf"({_NAME})\s*(?:\[[A-Za-z0-9._,\s-]*\])?\s*(?:{_VERSIONS}|\({_VERSIONS}\))\s*(?:;(?:(?! --)[^#@\\])*)?{_HASHES}\s*"
 )
 _PLACE = "install it from the operator's index: publish the package there and name it with a version"
 
@@ -58,7 +58,7 @@ def read(checkout: Path) -> Declared:
 
 def check_plain(file: str, requirements: list[str]) -> tuple[str, ...]:
     for requirement in requirements:
-        if not isinstance(requirement, str) or not _PLAIN.fullmatch(requirement):
+        if not isinstance(requirement, str) or not requirement.isprintable() or not _PLAIN.fullmatch(requirement):
             raise EnvironmentRefused(
                 f"{file}: {requirement!r} is not a plain requirement (a name, versions, a marker); {_PLACE}"
             )

@@ -44,14 +44,8 @@ def retry(arguments: Namespace) -> None:
 
 def _row(told: Mapping[str, Any]) -> show.Row:
     when = told["finished_at"] or told["started_at"] or told["due_at"]
-    error = told["error"]
-    what = (
-        f"{error['kind']}: {error['message']}"
-        if error
-        else told["reason"]
-        if told["state"] == "trained"
-        else told["sentence"]
-    )
+    error, trained = told["error"], told["state"] == "trained"
+    what = f"{error['kind']}: {_first_line(error)}" if error else told["reason"] if trained else told["sentence"]
     return (
         told["id"],
         told["model"],
@@ -78,12 +72,15 @@ def _show(told: Mapping[str, Any], as_json: bool) -> None:
             ("planned", show.ago(told["planned_at"])),
             ("due", show.ago(told["due_at"]) if told["state"] in ("waiting", "retrying") else None),
             ("progress", progress and f"{progress['fraction']:.0%} {progress['note']}"),
-            ("error", error and f"{error['kind']}: {error['message']}"),
+            ("error", error and f"{error['kind']}: {_first_line(error)}"),
             ("advice", error.get("advice")),
             ("version", told["version"]),
             ("bundle", told["bundle"]),
         ]
     )
+    if "\n" in error.get("message", ""):
+        show.heading("What it said")
+        print(error["message"])
     if told["attempts"]:
         show.heading("Attempts")
         show.table(
@@ -91,6 +88,10 @@ def _show(told: Mapping[str, Any], as_json: bool) -> None:
             [_attempt(each) for each in told["attempts"]],
             empty="",
         )
+
+
+def _first_line(error: Mapping[str, Any]) -> str:
+    return str(error["message"]).partition("\n")[0]
 
 
 def _attempt(told: Mapping[str, Any]) -> show.Row:
