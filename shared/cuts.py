@@ -53,7 +53,9 @@ def training(cut: Cut, use: Use) -> Range:
             sep=" " if " " in cut.newest_time else "T"
         )
         since = since.replace("+00:00", "Z") if cut.newest_time.endswith("Z") else since
-        since = since[:10] if len(cut.newest_time) == 10 else since  # a column of dates: compared as text, a date is below its midnight
+        since = (
+            since[:10] if len(cut.newest_time) == 10 else since
+        )  # a column of dates: compared as text, a date is below its midnight
     rows = cut.rows - cut.holdout_rows if cut.rows is not None and cut.holdout_rows is not None else cut.rows
     return Range(None, upto, rows, use.rows, since)
 

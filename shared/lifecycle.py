@@ -1,7 +1,7 @@
 """The states of runs, versions and deliveries, and the steps between them that are legal (pure).
 
     run:       waiting ─▶ running ─▶ trained | failed | cancelled;  running ⇄ retrying;  waiting | retrying ─▶ cancelled
-    version:   candidate ─▶ promoted | rejected | awaiting;  awaiting ─▶ promoted | rejected
+    version:   candidate ─▶ promoted | rejected | awaiting;  awaiting ─▶ promoted
     delivery:  pending ─▶ delivered | failed;  failed ─▶ pending (replayed by a person)
 
 A retrying run keeps its model's running place, so that a model never has two waiting runs (invariant I4).
@@ -38,7 +38,9 @@ class DeliveryState(StrEnum):
 
 State = RunState | VersionState | DeliveryState
 
-TRANSITIONS: dict[type[State], dict[State, frozenset[State]]] = {  # by noun: a failed run equals a failed delivery as text
+TRANSITIONS: dict[
+    type[State], dict[State, frozenset[State]]
+] = {  # by noun: a failed run equals a failed delivery as text
     RunState: {
         RunState.WAITING: frozenset({RunState.RUNNING, RunState.CANCELLED}),
         RunState.RUNNING: frozenset(
@@ -51,7 +53,7 @@ TRANSITIONS: dict[type[State], dict[State, frozenset[State]]] = {  # by noun: a 
     },
     VersionState: {
         VersionState.CANDIDATE: frozenset({VersionState.PROMOTED, VersionState.REJECTED, VersionState.AWAITING}),
-        VersionState.AWAITING: frozenset({VersionState.PROMOTED, VersionState.REJECTED}),
+        VersionState.AWAITING: frozenset({VersionState.PROMOTED}),
         VersionState.PROMOTED: frozenset(),
         VersionState.REJECTED: frozenset(),
     },

@@ -130,10 +130,11 @@ def example() -> Notice:
             "version": 3,
             "digest": "sha256:" + "ab" * 32,
             "run": 17,
-            "release": {"name": "v1.4.0", "commit": "c0ffee" + "0" * 34},
+            "release": "v1.4.0",
+            "commit": "c0ffee" + "0" * 34,
             "metrics": {"auc": 0.71},
-            "decision": "promote",
             "reasons": ["auc 0.71 is above 0.6", "auc rose by 0.01 against version 2"],
+            "actor": "headrace",
             "replaces": 2,
         },
     )

@@ -96,15 +96,7 @@ def _unclaimed(tx: Transaction, model: str, arrival: Any) -> Fate:
 def _trained(tx: Transaction, model: str, row: Any) -> Fate:
     version = versions.of_run(tx, row.id)
     if version is None:
-        why = f" ({row.registration_error})" if row.registration_error else ""
-        return Fate(
-            model,
-            FateKind.TRAINED,
-            row.id,
-            None,
-            None,
-            f"was trained in run {row.id}, which waits to be registered in MLflow{why}",
-        )
+        return Fate(model, FateKind.TRAINED, row.id, None, None, f"is in run {row.id}, which {describe(tx, row)}")
     verdict = versions.last_verdict(tx, version.id)
     decision = verdict.decision if verdict is not None else None
     ending = {
@@ -141,11 +133,20 @@ def describe(tx: Transaction, row: Any) -> str:
             stopping = f"; it is being cancelled: {row.cancel_reason}" if row.cancel_reason else ""
             return f"is training on {row.lease_owner}, attempt {row.token}{done}{stopping}"
         case RunState.TRAINED:
-            return f"was trained at {_time(row.finished_at)}"
-        case _:
+            return f"was trained at {_time(row.finished_at)}{_unregistered(tx, row)}"
+        case RunState.CANCELLED:
+            return f"was cancelled: {_first_line((row.error or {}).get('message'))}"
+        case RunState.FAILED:
             error = row.error or {}
             advice = f"; {error['advice']}" if error.get("advice") else ""
-            return f"{row.state} ({error.get('kind')}): {_first_line(error.get('message'))}{advice}"
+            return f"failed ({error.get('kind')}): {_first_line(error.get('message'))}{advice}"
+
+
+def _unregistered(tx: Transaction, row: Any) -> str:
+    if versions.of_run(tx, row.id) is not None:
+        return ""
+    why = f": {_first_line(row.registration_error)}" if row.registration_error else ""
+    return f" and waits to be registered in MLflow{why}"
 
 
 def _waiting(tx: Transaction, row: Any) -> str:
@@ -179,7 +180,7 @@ def _release_news(tx: Transaction, model: str) -> list[str]:
         news.append(f"Its repository cannot be read: {look.error}")
     if seen is not None and seen.refusal:
         stays = f"; {in_force.name} stays in force" if in_force is not None else ""
-        news.append(f"Release {seen.name} was refused{stays}: {seen.refusal}")
+        news.append(f"Release {seen.name} was refused{stays}: {seen.refusal.replace(chr(10), '; ')}")
     if in_force is None:
         news.append("It has no valid release yet, so nothing can be trained.")
     return news

@@ -13,7 +13,7 @@ from shared.errors import Conflict, NotFound
 from shared.ledger import configuration, datasets, deliveries, releases, runs
 from shared.ledger.session import Transaction
 from shared.ledger.tables import arrival, run
-from shared.lifecycle import UNFINISHED, RunState, check
+from shared.lifecycle import RunState, check
 from shared.notices import NoticeType
 from shared.policy import Facts
 
@@ -87,7 +87,9 @@ def replan(tx: Transaction, model: str) -> None:
     due = policy.due_at(config.catalog.models[model].policy, facts)
     at = due.at
     if at is not None and at <= tx.now and waiting.due_at is not None:
-        at = min(at, waiting.due_at)  # more data does not cost a due run its place among the others, nor ring its bell again
+        at = min(
+            at, waiting.due_at
+        )  # more data does not cost a due run its place among the others, nor ring its bell again
     tx.execute(
         update(run)
         .where(run.c.id == waiting.id)
@@ -192,7 +194,8 @@ def end(tx: Transaction, row: Any, state: RunState, error: dict[str, Any] | None
     )
     if error is not None:
         kind = NoticeType.RUN_CANCELLED if state is RunState.CANCELLED else NoticeType.RUN_FAILED
-        data = {"model": row.model, "run": row.id, "reason": row.reason, **error}
+        said = error["message"].partition("\n")[0]  # a traceback is for those who may read the run
+        data = {"model": row.model, "run": row.id, "reason": row.reason, **error, "message": said}
         deliveries.tell(tx, kind, row.model, row.model, data, row.traceparent)
     replan(tx, row.model)
 
@@ -200,6 +203,8 @@ def end(tx: Transaction, row: Any, state: RunState, error: dict[str, Any] | None
 def retry(tx: Transaction, id: int, reason: str) -> int:
     """Train again after a failed or cancelled run: a new run (or the waiting one), due at once; what the old one covered is covered again."""
     row = runs.find(tx, id)
-    if row.state in UNFINISHED:
-        raise Conflict(f"run {id} is {row.state}; only one that has ended can be retried")
+    if row.state not in (RunState.FAILED, RunState.CANCELLED):
+        raise Conflict(
+            f"run {id} is {row.state}; only a failed or cancelled one can be retried (`headrace retrain {row.model}` trains anew)"
+        )
     return ask(tx, row.model, reason)

@@ -135,7 +135,7 @@ class Changes:
         self._file = None
         if ledger._path is not None:
             self._file = sqlite3.connect(
-                f"file:{ledger._path}?mode=ro", uri=True, check_same_thread=False, isolation_level=None
+                f"{ledger._path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False, isolation_level=None
             )
         self._seen = self._version()
 
@@ -164,12 +164,15 @@ class Changes:
 
 
 def migrate(url: str) -> None:
-    """Bring the ledger's tables to what this code knows; safe to call at every start, and by two processes in turn."""
+    """Bring the ledger's tables to what this code knows; safe to call at every start, and by two processes in turn.
+
+    Raises `Unavailable` when the database stays locked or away: nothing was changed.
+    """
     if path := _sqlite_path(url):
         path.parent.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(url)
     try:
-        with ledger._alone(), ledger.engine.begin() as connection:
+        with ledger._alone(), ledger._translated(), ledger.engine.begin() as connection:
             config = _alembic()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
@@ -219,7 +222,7 @@ def _turn(path: Path | None, deadline: float) -> Iterator[None]:
 
 def _alembic() -> Config:
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     return config
 
 

@@ -105,7 +105,7 @@ def decide(tx: Transaction, row: Any, champion: Any, judged: Verdict, holdout: s
     state = VersionState.REJECTED if judged.decision is Decision.REJECT else VersionState.AWAITING
     _set_state(tx, row, state)
     kind = NoticeType.VERSION_REJECTED if state is VersionState.REJECTED else NoticeType.VERSION_AWAITING
-    _tell(tx, kind, row, champion, list(judged.reasons))
+    _tell(tx, kind, row, list(judged.reasons), champion=champion.number if champion is not None else None)
 
 
 def promote(tx: Transaction, model: str, number: int, actor: str, reason: str) -> None:
@@ -201,7 +201,14 @@ def served(tx: Transaction, row: Any) -> None:
         _set_state(tx, row, VersionState.PROMOTED)
     replaced = tx.execute(select(version).where(version.c.id == found.replaces_id)).first()
     kind = NoticeType.VERSION_ROLLED_BACK if found.kind == "rolled_back" else NoticeType.VERSION_PROMOTED
-    _tell(tx, kind, row, replaced, found.reason.split("; "), actor=found.actor)
+    _tell(
+        tx,
+        kind,
+        row,
+        found.reason.split("; "),
+        actor=found.actor,
+        replaces=replaced.number if replaced is not None else None,
+    )
 
 
 def _set_state(tx: Transaction, row: Any, state: VersionState) -> None:
@@ -209,7 +216,7 @@ def _set_state(tx: Transaction, row: Any, state: VersionState) -> None:
     tx.execute(update(version).where(version.c.id == row.id).values(state=state))
 
 
-def _tell(tx: Transaction, kind: NoticeType, row: Any, replaces: Any, reasons: list[str], **more: Any) -> None:
+def _tell(tx: Transaction, kind: NoticeType, row: Any, reasons: list[str], **more: Any) -> None:
     about = tx.execute(
         select(run.c.traceparent, release.c.name.label("release_name"), release.c.commit)
         .join(release, release.c.id == run.c.release_id)
@@ -217,7 +224,7 @@ def _tell(tx: Transaction, kind: NoticeType, row: Any, replaces: Any, reasons: l
     ).one()
     data = {
         "model": row.model, "version": row.number, "digest": row.digest, "run": row.run_id, "release": about.release_name, "commit": about.commit,
-        "metrics": metrics(tx, row.run_id), "reasons": reasons, "replaces": replaces.number if replaces is not None else None, **more,
+        "metrics": metrics(tx, row.run_id), "reasons": reasons, **more,
     }  # fmt: skip
     deliveries.tell(tx, kind, row.model, row.model, data, about.traceparent)
 

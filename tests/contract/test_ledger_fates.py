@@ -112,7 +112,7 @@ def test_from_the_claim_to_the_champion(ledger: Ledger) -> None:
     assert fate(ledger, arrival).sentence == "is in run 1, which is training on w1, attempt 1"
     finish(ledger, claimed)
     assert told(ledger, arrival) == (
-        "trained", 1, None, None, "was trained in run 1, which waits to be registered in MLflow",
+        "trained", 1, None, None, "is in run 1, which was trained at 2026-01-01 00:00:00Z and waits to be registered in MLflow",
     )  # fmt: skip
     register(ledger, 1, 7)
     assert told(ledger, arrival) == (
@@ -147,7 +147,7 @@ def test_what_mlflow_says_against_it_is_told(ledger: Ledger) -> None:
         token = versions.begin_registration(tx, run, timedelta(minutes=1))
         assert token is not None
         versions.registration_failed(tx, run, token, "MLflow is away", timedelta(seconds=2))
-    assert fate(ledger, 1).sentence.endswith("(MLflow is away)")
+    assert fate(ledger, 1).sentence.endswith("in MLflow: MLflow is away")
 
 
 def test_a_failed_run_is_the_fate_until_another_covers_it(ledger: Ledger) -> None:

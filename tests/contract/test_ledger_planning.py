@@ -221,7 +221,7 @@ def test_a_cancelled_run_can_be_retried_and_covers_the_same_rows(ledger: Ledger)
     claimed = claim(ledger, second)
     assert claimed is not None
     assert claimed.cut["flights"].upto == 1000
-    with pytest.raises(Conflict, match="only one that has ended"), ledger.write() as tx:
+    with pytest.raises(Conflict, match="only a failed or cancelled one"), ledger.write() as tx:
         planning.retry(tx, second, "too early")
 
 
@@ -257,9 +257,7 @@ def test_the_bell_is_told_when_the_next_run_becomes_due(ledger: Ledger) -> None:
     assert unrung(ledger) == []
 
 
-def test_a_run_that_is_due_keeps_its_place_in_the_queue_while_more_data_comes(
-    ledger: Ledger, clock: HandClock
-) -> None:
+def test_a_run_that_is_due_keeps_its_place_in_the_queue_while_more_data_comes(ledger: Ledger, clock: HandClock) -> None:
     """Else a model with steady arrivals would be passed by every other, and never be old enough for a worker's own look."""
     put_config(ledger, CONFIG + '\n[models.second]\nrepository = "file:///nowhere/second.git"\n')
     adopt(ledger)
@@ -301,9 +299,7 @@ def test_quiet_starts_anew_with_each_arrival_until_a_worker_has_the_run(ledger: 
     assert due(ledger)[0] == clock.now() + timedelta(seconds=10)
 
 
-def test_the_longest_due_run_comes_first_and_a_lost_one_counts_from_its_lease(
-    ledger: Ledger, clock: HandClock
-) -> None:
+def test_the_longest_due_run_comes_first_and_a_lost_one_counts_from_its_lease(ledger: Ledger, clock: HandClock) -> None:
     put_config(ledger, CONFIG + '\n[models.second]\nrepository = "file:///nowhere/second.git"\n')
     adopt(ledger)
     adopt(ledger, "second")

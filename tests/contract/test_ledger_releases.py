@@ -120,5 +120,3 @@ def test_a_release_is_frozen_with_the_claim(ledger: Ledger) -> None:
     with ledger.read() as tx:
         assert releases.find(tx, runs.find(tx, claimed.run).release_id).name == "v1.0.0"
         assert releases.find(tx, runs.find_waiting(tx, "delays").release_id).name == "v2.0.0"
-
-

@@ -30,7 +30,7 @@ def test_a_run_tells_all_that_is_known_of_it(api: Api) -> None:
     assert told.pop("cut_digest").startswith("sha256:")
     assert told == {
         "id": run, "model": "delays", "state": "trained", "reason": "new release v1.0.0; 1,000 new rows in flights",
-        "sentence": "was trained at 2026-01-01 00:00:00Z", "release": {"name": "v1.0.0", "commit": "a" * 40},
+        "sentence": "was trained at 2026-01-01 00:00:00Z and waits to be registered in MLflow", "release": {"name": "v1.0.0", "commit": "a" * 40},
         "compute_class": "standard", "planned_at": "2026-01-01T00:00:00Z", "due_at": None,
         "started_at": "2026-01-01T00:00:00Z", "finished_at": "2026-01-01T00:00:00Z",
         "progress": {"fraction": 1.0, "note": ""}, "error": None, "version": None, "bundle": "sha256:" + "b" * 64,

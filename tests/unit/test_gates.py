@@ -53,9 +53,7 @@ def test_of_two_limits_the_stricter_one_holds() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_metric_that_is_not_finite_is_rejected(value: float) -> None:
     verdict = judge(evidence({"auc": value}, {"auc": 0.7}), AUC)
-    assert verdict == Verdict(
-        Decision.REJECT, ("auc: evaluate() returned no such finite metric (invalid_metric)",)
-    )
+    assert verdict == Verdict(Decision.REJECT, ("auc: evaluate() returned no such finite metric (invalid_metric)",))
     assert decision({}, {"auc": 0.7}, AUC) is Decision.REJECT
 
 
@@ -63,9 +61,7 @@ def test_a_metric_that_is_not_finite_is_rejected(value: float) -> None:
 def test_a_champion_without_the_metric_leaves_it_undecided(base: dict[str, float]) -> None:
     verdict = judge(evidence({"auc": 0.9}, base), AUC)
     assert verdict.decision is Decision.UNDECIDED
-    assert verdict.reasons[-1] == (
-        "auc: champion 2 could not be scored on the same rows: it has no such metric"
-    )
+    assert verdict.reasons[-1] == ("auc: champion 2 could not be scored on the same rows: it has no such metric")
 
 
 def test_a_champion_that_cannot_be_scored_says_why() -> None:

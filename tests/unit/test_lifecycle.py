@@ -36,7 +36,9 @@ def test_no_state_is_a_trap(state: State) -> None:
     assert reached(state) & (ENDS | {DeliveryState.DELIVERED})
 
 
-@pytest.mark.parametrize(("first", "noun"), [("waiting", RunState), ("candidate", VersionState), ("pending", DeliveryState)])
+@pytest.mark.parametrize(
+    ("first", "noun"), [("waiting", RunState), ("candidate", VersionState), ("pending", DeliveryState)]
+)
 def test_every_state_can_be_reached(first: str, noun: type[RunState | VersionState | DeliveryState]) -> None:
     assert reached(noun(first)) == set(noun)
 

@@ -23,7 +23,7 @@ def test_a_notice_is_a_cloudevent_as_the_contract_says() -> None:
         "2026-11-23T18:00:00Z",
         "application/json",
     )
-    assert {"model", "version", "digest", "run", "release", "metrics", "decision", "reasons", "replaces"} == set(
+    assert {"model", "version", "digest", "run", "release", "commit", "metrics", "reasons", "actor", "replaces"} == set(
         event["data"]
     )
 

@@ -1,0 +1,87 @@
+"""What other processes do to a ledger file at the same time; run by name in a pool of real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from datetime import timedelta
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import NoReturn
+
+from shared.arrivals import Report
+from shared.ledger import Ledger, arrivals, attempts, datasets, runs
+from shared.ledger.session import migrate
+
+TOGETHER_S = 60.0
+_start: list[Barrier] = []
+
+
+def join(start: Barrier) -> None:
+    """Called once in each process of the pool."""
+    _start.append(start)
+
+
+def claim_all(url: str) -> tuple[list[int], float]:
+    """Claim and finish what is due until nothing is; the runs, and the longest that a claim has taken in seconds."""
+    ledger, claimed, longest = Ledger(url), [], 0.0
+    _start[0].wait(TOGETHER_S)
+    while True:
+        with ledger.read() as tx:
+            due = runs.claimable(tx, "standard")
+        if due is None:
+            ledger.close()
+            return claimed, longest
+        began = time.monotonic()
+        with ledger.write() as tx:
+            held = attempts.claim(tx, due, f"w{os.getpid()}", timedelta(hours=1))
+        longest = max(longest, time.monotonic() - began)
+        if held is not None:
+            claimed.append(due)
+            with ledger.write() as tx:
+                attempts.finish(tx, due, held.token, "sha256:" + "b" * 64, {})
+
+
+def report_all(url: str, ids: int) -> list[tuple[int | None, bool]]:
+    """Send the same reports as everyone else; arrival and whether it was a repetition."""
+    ledger = Ledger(url)
+    _start[0].wait(TOGETHER_S)
+    receipts = []
+    for id in range(ids):
+        with ledger.write() as tx:
+            told = arrivals.receive(tx, Report(dataset="reported", source="/loader", event_id=str(id), rows=1))
+        receipts.append((told.arrival, told.repeated))
+    ledger.close()
+    return receipts
+
+
+def migrate_together(url: str) -> None:
+    _start[0].wait(TOGETHER_S)
+    migrate(url)
+
+
+def note(url: str) -> None:
+    """One small commit."""
+    ledger = Ledger(url)
+    with ledger.write() as tx:
+        datasets.ensure(tx, "noted")
+    ledger.close()
+
+
+def look(url: str) -> None:
+    ledger = Ledger(url)
+    with ledger.read() as tx:
+        datasets.find_all(tx)
+    ledger.close()
+
+
+def die_while_writing(url: str, ready: Path) -> NoReturn:
+    """Write, say so, and wait in the open transaction to be killed."""
+    with Ledger(url).write() as tx:
+        datasets.ensure(tx, "half-written")
+        ready.write_text(str(os.getpid()))
+        threading.Event().wait(TOGETHER_S)
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError

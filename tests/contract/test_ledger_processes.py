@@ -1,0 +1,118 @@
+"""One ledger file and many real processes: nothing twice, nothing lost, nobody starved (I2, I4, I5, I9)."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.ledger import Ledger, arrivals, attempts, datasets, runs, session
+from shared.ledger.session import check_schema
+from tests.contract import ledger_processes
+from tests.ledgers import CONFIG, adopt, grow, put_config
+
+PROCESSES, MODELS, IDS = 6, 40, 15
+DEADLINE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[multiprocessing.context.ForkServerContext]:
+    """Processes that are forked from a server which has only imported: no thread or connection of ours is carried over."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.contract.ledger_processes"])
+    yield context
+
+
+@pytest.fixture(scope="module")
+def pool(processes: multiprocessing.context.ForkServerContext) -> Iterator[ProcessPoolExecutor]:
+    together = processes.Barrier(PROCESSES)
+    with ProcessPoolExecutor(PROCESSES, processes, ledger_processes.join, (together,)) as started:
+        yield started
+
+
+@pytest.fixture
+def file(ledger_file: Path) -> Iterator[Ledger]:
+    opened = Ledger(f"sqlite:///{ledger_file}")
+    put_config(opened, CONFIG)
+    yield opened
+    opened.close()
+
+
+def all_at_once(pool: ProcessPoolExecutor, work: Callable[..., Any], *arguments: object) -> list[Any]:
+    started = [pool.submit(work, *arguments) for _ in range(PROCESSES)]
+    return [one.result(DEADLINE_S) for one in started]
+
+
+def test_six_processes_claim_forty_runs_each_once_and_nobody_waits_long(
+    pool: ProcessPoolExecutor, file: Ledger
+) -> None:
+    names = [f"model-{number}" for number in range(MODELS)]
+    put_config(file, CONFIG + "".join(f'\n[models.{name}]\nrepository = "file:///nowhere/x.git"\n' for name in names))
+    for name in names:
+        adopt(file, name)
+    grow(file)
+    told = all_at_once(pool, ledger_processes.claim_all, file.url)
+    claimed = Counter(run for runs_of_one, _ in told for run in runs_of_one)
+    assert (len(claimed), set(claimed.values())) == (MODELS, {1})
+    assert max(longest for _, longest in told) < session.BUSY_TIMEOUT_S / 3
+    with file.read() as tx:
+        assert runs.count(tx) == {"trained": MODELS}
+        assert all(len(attempts.of_run(tx, run)) == 1 for run in claimed)
+
+
+def test_six_processes_send_the_same_reports_and_each_is_one_arrival(pool: ProcessPoolExecutor, file: Ledger) -> None:
+    adopt(file, dataset="reported")
+    told = all_at_once(pool, ledger_processes.report_all, file.url, IDS)
+    for number in range(IDS):
+        assert len({receipts[number][0] for receipts in told}) == 1
+        assert Counter(receipts[number][1] for receipts in told) == {False: 1, True: PROCESSES - 1}
+    with file.read() as tx:
+        found = arrivals.find_all(tx, dataset="reported", before=None, limit=99)
+        assert (len(found), datasets.known(tx, ["reported"])["reported"].rows) == (IDS, IDS)
+        assert len(runs.find_all(tx)) == 1
+
+
+def test_six_processes_migrate_at_once_and_all_find_the_tables(pool: ProcessPoolExecutor, tmp_path: Path) -> None:
+    opened = Ledger(f"sqlite:///{tmp_path / 'new.db'}")
+    all_at_once(pool, ledger_processes.migrate_together, opened.url)
+    check_schema(opened)
+    opened.close()
+
+
+def test_a_commit_by_another_process_wakes_who_waits_and_a_look_does_not(
+    pool: ProcessPoolExecutor, file: Ledger
+) -> None:
+    changes = file.watch()
+    pool.submit(ledger_processes.look, file.url).result(DEADLINE_S)
+    assert not changes.poll()
+    noted = pool.submit(ledger_processes.note, file.url)
+    assert changes.wait(DEADLINE_S)
+    noted.result(DEADLINE_S)
+    changes.close()
+
+
+def test_a_process_that_is_killed_while_it_writes_leaves_nothing_and_holds_up_nobody(
+    processes: multiprocessing.context.ForkServerContext, file: Ledger, tmp_path: Path
+) -> None:
+    ready = tmp_path / "ready"
+    dying = processes.Process(target=ledger_processes.die_while_writing, args=(file.url, ready))
+    dying.start()
+    deadline = time.monotonic() + DEADLINE_S
+    while not (ready.exists() and ready.read_text()):
+        assert time.monotonic() < deadline, "it never wrote"
+    assert dying.pid is not None
+    os.kill(dying.pid, signal.SIGKILL)
+    dying.join(DEADLINE_S)
+    with file.write() as tx:
+        assert [row.name for row in datasets.find_all(tx)] == []
+        datasets.ensure(tx, "flights")
+    with file.read() as tx:
+        assert [row.name for row in datasets.find_all(tx)] == ["flights"]
