@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -85,3 +86,30 @@ def test_the_flow_goes_on_after_the_death_of(product: Product, process: str) -> 
     model.wait_for_champion(1)
     assert len(model.versions()) == 1
     product.wait("the consumer to be told once", lambda: len(product.hook.of(model.name, "version.promoted")) == 1)
+
+
+def test_a_training_that_is_killed_is_tried_again(product: Product) -> None:
+    model = product.add_model("shot")
+    model.hold()
+    model.insert()
+    run = model.wait_for_state("running")
+    for pid in product.wait("the child to run", model.processes):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    retried = model.wait_for_state("retrying")
+    assert retried["id"] == run["id"]
+    assert "tries again after killed" in product.headrace("why", "shot")
+    model.go()
+    model.wait_for_champion(1)
+    outcomes = [attempt["outcome"] for attempt in product.get(f"/v1/runs/{run['id']}")["attempts"]]
+    assert outcomes == ["failed", "trained"]
+
+
+def test_a_training_that_takes_too_long_is_stopped_with_all_that_it_started(product: Product) -> None:
+    model = product.add_model("endless", more='time_limit = "1s"')
+    model.hold()
+    model.insert()
+    failed = model.wait_for_state("failed")
+    assert failed["error"]["kind"] == "time_limit"
+    assert not model.processes()
+    model.go()
