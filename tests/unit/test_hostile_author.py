@@ -1,0 +1,159 @@
+"""What an author's code may leave behind or say, by malice or by mistake: a worker neither hangs, nor loses its claim, nor leaves a child."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from headrace.warden import Ending
+
+from services.trainer import bundle, child
+from services.trainer.checkout import Prepared
+from services.trainer.failures import AttemptFailed
+from services.trainer.heart import Heart
+from shared.errors import Refused, Unavailable
+from shared.logs import DiskLogs
+from shared.manifest import MAX_BYTES, read_tree
+
+PATIENCE_S = 20.0
+T = TypeVar("T")
+
+
+def within(work: Callable[[], T]) -> T:
+    """What the work returns or raises, in a thread of its own: one that hangs fails the test and not the whole run."""
+    answers: list[T] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            answers.append(work())
+        except Exception as error:  # noqa: BLE001 - raised again below
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive(), "it hangs"
+    if errors:
+        raise errors[0]
+    return answers[0]
+
+
+def train(place: Path, body: str, beating: type[Heart] = Heart) -> child.Result:
+    """The author's `train` in a child of its own, on no data."""
+    (place / "src").mkdir()
+    lines = "\n".join(f"    {line}" for line in body.splitlines())
+    (place / "src" / "hostile.py").write_text(f"import json, os, sys\ndef train(job):\n{lines}\n")
+    scratch = place / "scratch"
+    (scratch / "output").mkdir(parents=True)
+    job = {
+        "action": "train", "run": "1", "model": "m", "source_roots": [str(place / "src")], "train": "hostile:train", "evaluate": None,
+        "predict": "builtins:id", "load": None, "loader": str(child.LOADER), "output": str(scratch / "output"), "scratch": str(scratch),
+        "datasets": {}, "parameters": {},
+    }  # fmt: skip
+    prepared = Prepared(place / "src", Path(sys.executable), "")
+    work = child.Work(job, scratch, "runs/1/1", timedelta(seconds=PATIENCE_S), child.environment((), 1, prepared, scratch))
+    with beating(lambda _progress, _note: None, 60.0, threading.Event()) as heart:
+        return within(lambda: child.run(work, prepared, DiskLogs(place / "logs"), heart))
+
+
+EVENTS = {
+    "a FIFO": "os.unlink(events)\nos.mkfifo(events)",
+    "a directory": "os.unlink(events)\nos.mkdir(events)",
+    "a link to itself": "os.unlink(events)\nos.symlink(events, events)",
+    "a number without end": "open(events, 'a').write('{\"event\": \"progress\", \"fraction\": 1' + '0' * 400 + '}\\n')",
+    "brackets without end": "open(events, 'a').write('[' * 200_000 + '\\n')",
+}
+
+
+@pytest.mark.parametrize("made", EVENTS.values(), ids=EVENTS.keys())
+def test_events_that_are_no_events_cost_the_progress_and_nothing_else(tmp_path: Path, made: str) -> None:
+    """The platform looks at the events every 0.1 s; the child lives for a second of CPU time."""
+    body = f"events = str(job.scratch.parent / 'events.jsonl')\n{made}\nimport time\nwhile time.process_time() < 1: pass\nos._exit(3)"
+    with pytest.raises(AttemptFailed, match="exit code 3"):
+        train(tmp_path, body)
+
+
+class Failing(Heart):
+    def check(self) -> None:
+        raise OSError("the disk is full")
+
+
+def test_a_watch_that_breaks_leaves_no_child(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="disk is full"):
+        train(tmp_path, "while True: pass", Failing)
+    assert not list(filter(lambda argv: str(tmp_path) in argv, command_lines()))
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "loop"])
+def test_a_result_that_is_no_file_is_no_result(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "result.json"
+    {"fifo": os.mkfifo, "directory": os.mkdir, "loop": lambda at: os.symlink(at, at)}[kind](path)
+    with pytest.raises(AttemptFailed, match="left no result"):
+        within(lambda: child._read_result(path, Ending(0, None)))
+
+
+def test_a_message_that_is_no_text_is_made_one(tmp_path: Path) -> None:
+    """Such as the name of a file in another encoding: it could be written neither into a log nor into an answer."""
+    with pytest.raises(AttemptFailed) as failed:
+        train(tmp_path, "raise ValueError(os.fsdecode(b'caf\\xe9'))")
+    assert "caf?" in failed.value.failure.message
+    failed.value.failure.message.encode()
+
+
+def test_a_note_that_is_no_text_is_made_one(tmp_path: Path) -> None:
+    events = tmp_path / "events.jsonl"
+    events.write_text(json.dumps({"event": "progress", "fraction": 0.5, "note": "caf\udce9"}) + "\n")
+    assert child.Events(events).progress() == (0.5, "caf?")
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "log.txt", "code/headrace_loader.py", "model/pipe"])
+def test_a_pipe_in_the_output_is_refused(tmp_path: Path, name: str) -> None:
+    """Writing into it would wait for a reader for ever."""
+    output = tmp_path / "output"
+    (output / name).parent.mkdir(parents=True)
+    os.mkfifo(output / name)
+    with pytest.raises(AttemptFailed, match="plain files only"):
+        within(lambda: bundle.complete(output, Prepared(tmp_path / "checkout", Path(sys.executable), ""), b""))
+
+
+def test_the_platforms_own_files_take_the_place_of_the_authors(tmp_path: Path) -> None:
+    output, checkout = tmp_path / "output", tmp_path / "checkout"
+    checkout.mkdir()
+    (checkout / "small.py").write_text("x = 1\n")
+    for name in ("requirements.txt/x", "log.txt/x", "source/small.py/x"):
+        (output / name).mkdir(parents=True)
+    (output / "code").write_text("a file")
+    bundle.complete(output, Prepared(checkout, Path(sys.executable), "a==1\n"), b"said")
+    assert (output / "requirements.txt").read_text() == "a==1\n"
+    assert (output / "log.txt").read_bytes() == b"said"
+    assert (output / "source" / "small.py").read_text() == "x = 1\n"
+
+
+def test_what_is_too_large_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "huge").open("wb") as stream:
+        stream.truncate(MAX_BYTES * 200)
+    with pytest.raises(Refused, match="bytes; at most"):
+        within(lambda: read_tree(tmp_path))
+
+
+def test_a_heart_outlives_whatever_a_beat_raises() -> None:
+    errors = [ValueError("a note that no database takes"), Unavailable("away")]
+    beaten = threading.Event()
+
+    def beat(_progress: float | None, _note: str | None) -> str | None:
+        if errors:
+            raise errors.pop(0)
+        beaten.set()
+        return None
+
+    with Heart(beat, 0.001, threading.Event()):
+        assert beaten.wait(PATIENCE_S)
