@@ -94,7 +94,7 @@ class DiskBlobs:
                 left.unlink(missing_ok=True)
 
     def put_file(self, path: Path) -> str:
-        with _open_plain(path) as source:
+        with open_plain(path) as source:
             return self._put(source)
 
     def put_bytes(self, data: bytes) -> str:
@@ -175,7 +175,7 @@ def _new_file(directory: Path) -> Iterator[tuple[BinaryIO, Path]]:
         Path(name).unlink(missing_ok=True)
 
 
-def _open_plain(path: Path) -> BinaryIO:
+def open_plain(path: Path) -> BinaryIO:
     """Neither a link is followed nor a FIFO waited for: the file may be the work of a hostile child."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)

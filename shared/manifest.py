@@ -71,16 +71,20 @@ def check_path(path: str) -> None:
 
 def read_tree(root: Path) -> Manifest:
     """The manifest of all that lies under `root`; raises `Refused` on a link, a device or a path that breaks the rule."""
-    files = []
+    plain = []
     for path in sorted(root.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise Refused(
                 f"invalid_bundle: {path.relative_to(root)} is a link or a device; a bundle holds plain files only"
             )
         if path.is_file():
-            files.append(
-                File(path=path.relative_to(root).as_posix(), sha256=hash_file(path), size_bytes=path.stat().st_size)
-            )
+            plain.append(path)
+    if (size := sum(path.stat().st_size for path in plain)) > MAX_BYTES:  # before hours are spent on its digest
+        raise Refused(f"invalid_bundle: {size} bytes; at most {MAX_BYTES} are taken")
+    files = [
+        File(path=path.relative_to(root).as_posix(), sha256=hash_file(path), size_bytes=path.stat().st_size)
+        for path in plain
+    ]
     try:
         return Manifest(files=tuple(sorted(files, key=lambda file: file.path)))
     except ValueError as error:

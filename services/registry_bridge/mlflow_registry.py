@@ -61,7 +61,7 @@ class MlflowRegistry:
         run = unfinished or self._create_run(experiment, registration, fence)
         logged = (unfinished and self._left_model(unfinished)) or self._create_model(run, registration, fence)
         self._log(run, logged, registration)
-        self._upload(run, logged, registration)
+        self._upload(run, logged, registration, fence)
         fence()
         self._create_version(registration, run, logged)
         return self._settle(registration, mine=run) or _hidden(registration)
@@ -172,12 +172,16 @@ class MlflowRegistry:
         if inputs := datasets(registration.cut):
             self._mlflow.post("runs/log-inputs", {"run_id": run_id, "datasets": inputs})
 
-    def _upload(self, run: dict[str, Any], logged: dict[str, Any], registration: Registration) -> None:
+    def _upload(
+        self, run: dict[str, Any], logged: dict[str, Any], registration: Registration, fence: Callable[[], None]
+    ) -> None:
         bundle, composed = registration.bundle_dir, registration.composed_dir
         single = [name for name in ("log.txt", "requirements.txt") if (bundle / name).is_file()]
         for path in [*_files(bundle, "plots"), *single]:
+            fence()
             self._mlflow.upload(run["info"]["artifact_uri"], path, bundle / path)
         for path in _files(composed):
+            fence()
             self._mlflow.upload(logged["artifact_uri"], path, composed / path)
         model_id, ended = logged["model_id"], milliseconds(registration.ended_at)
         self._mlflow.patch(f"logged-models/{model_id}", {"model_id": model_id, "status": "LOGGED_MODEL_READY"})

@@ -12,7 +12,7 @@ import structlog
 from services.registry_bridge.register import Registry
 from shared import cuts, gates
 from shared.declaration import Gate
-from shared.errors import Conflict
+from shared.errors import Conflict, Permanent
 from shared.gates import Decision, Evidence, Scores, Verdict
 from shared.ledger import Ledger, Transaction, attempts, configuration, versions
 from shared.ledger.attempts import Trained
@@ -61,16 +61,29 @@ class Promoter:
     def mirror(self) -> None:
         """Put right an alias that differs from the ledger: someone moved it, or a mover was stopped for longer than its lease."""
         with self.ledger.read() as tx:
-            champions = {name: versions.champion(tx, name) for name in configuration.in_force(tx).catalog.models}
-            settled = {
-                name: row.number
-                for name, row in champions.items()
-                if row is not None and not versions.has_intent(tx, name)
-            }
-        for name, number in settled.items():
-            if (found := self.registry.champion(name)) != number:
-                log.warning("alias_put_right", model=name, found=found, version=number)
-                self.registry.set_champion(name, number)
+            models = list(configuration.in_force(tx).catalog.models)
+        for model in models:
+            try:
+                self._mirror(model)
+            except Permanent as error:  # such as a version that was deleted there: the other models' aliases count too
+                log.error("alias_differs", model=model, error=error.message)
+
+    def _mirror(self, model: str) -> None:
+        """The ledger is asked after MLflow, and again after a move: another bridge may have promoted in between."""
+        while True:
+            found, wanted = self.registry.champion(model), self._settled(model)
+            if wanted is None or found == wanted:
+                return
+            log.warning("alias_put_right", model=model, found=found, version=wanted)
+            self.registry.set_champion(model, wanted)
+            if self._settled(model) == wanted:
+                return
+
+    def _settled(self, model: str) -> int | None:
+        """The version that the alias should name; None before the first, and while a promotion is under way."""
+        with self.ledger.read() as tx:
+            row = versions.champion(tx, model)
+            return None if row is None or versions.has_intent(tx, model) else int(row.number)
 
     def _judge(self, tx: Transaction, row: Any) -> list[Wanted]:
         """Judge and decide in this transaction, or say which scores are missing."""

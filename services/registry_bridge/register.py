@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -64,15 +66,27 @@ class Registrar:
     def _register(self, run: int, token: int, scratch: Path) -> None:
         registration = self._describe(run, token, scratch)
         made_of = self._compose(registration)
-        found = self.registry.register(registration, fence=lambda: self._check(run, token))
+        found = self.registry.register(registration, fence=self._fence(run, token))
         with self.ledger.write() as tx:
             versions.check_registration(tx, run, token)
             versions.registered(tx, run, found.version, made_of.digest, found.mlflow_run_id, found.model_id)
         log.info("version_registered", run=run, model=registration.model, version=found.version, digest=made_of.digest)
 
-    def _check(self, run: int, token: int) -> None:
-        with self.ledger.read() as tx:
-            versions.check_registration(tx, run, token)
+    def _fence(self, run: int, token: int) -> Callable[[], None]:
+        """Raises `Fenced` when another bridge has taken over; keeps the lease while a large model is uploaded."""
+        renewed = time.monotonic()
+
+        def fence() -> None:
+            nonlocal renewed
+            if time.monotonic() - renewed < LEASE.total_seconds() / 3:
+                with self.ledger.read() as tx:
+                    versions.check_registration(tx, run, token)
+                return
+            with self.ledger.write() as tx:
+                versions.keep_registration(tx, run, token, LEASE)
+            renewed = time.monotonic()
+
+        return fence
 
     def _compose(self, registration: Registration) -> Manifest:
         """The model directory that MLflow gets and consumers download, kept in the blob store under its manifest's digest."""

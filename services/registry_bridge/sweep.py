@@ -75,13 +75,17 @@ class Sweep:
         """Run the step after each change of the ledger, when something becomes due, and every few seconds."""
         changes = self.ledger.watch()
         while not self._stop.is_set():
-            pause = None
             try:
-                pause = step()
-            except HeadraceError as error:
-                log.warning("sweep_postponed", loop=name, error=error.message)
+                pause = self._try(name, step)
+                changes.wait(min(SWEEP_EVERY_S, pause if pause is not None else SWEEP_EVERY_S), self._stop)
             except Exception:  # the edge: this loop is what heals the rest, so it must not die quietly
                 log.exception("sweep_failed", loop=name)
                 os._exit(EX_BROKEN)
-            changes.wait(min(SWEEP_EVERY_S, pause if pause is not None else SWEEP_EVERY_S), self._stop)
         changes.close()
+
+    def _try(self, name: str, step: Callable[[], float | None]) -> float | None:
+        try:
+            return step()
+        except HeadraceError as error:
+            log.warning("sweep_postponed", loop=name, error=error.message)
+            return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import structlog
@@ -59,19 +59,21 @@ def _make_work(settings: Settings, ledger: Ledger, leaving: threading.Event, bel
         if (wanted := scores.claim(run, holdout)) is None:
             return
         subject, ranges, config = wanted
-        model = config.catalog.models[subject.release.model]
-        with Heart(lambda *_: scores.beat(run, holdout), settings.heartbeat_s, leaving) as heart:
-            found = evaluator.score(
-                subject,
-                model,
-                config.catalog.datasets,
-                ranges,
-                heart,
-                by="later",
-                say=lambda text: log.info("score", text=text),
-            )
-        if found is not None:
-            scores.store(run, holdout, found)
+        model, sources = config.catalog.models.get(subject.release.model), config.catalog.datasets
+        found = None
+        try:
+            if model is not None:
+                with Heart(lambda *_: scores.beat(run, holdout), settings.heartbeat_s, leaving) as heart:
+                    name = f"later-{holdout[-12:]}"  # one run may be scored on two holdouts at once
+                    say = partial(log.info, "score", run=run)
+                    found = evaluator.score(
+                        subject, model, sources, ranges, heart, by=name, say=lambda text: say(text=text)
+                    )
+        finally:
+            if found is not None:
+                scores.store(run, holdout, found)
+            else:
+                scores.release(run, holdout)
 
     def do(due: Due) -> None:
         try:

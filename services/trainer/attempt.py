@@ -17,7 +17,7 @@ import structlog
 from services.trainer import bundle, child, jobs
 from services.trainer.checkout import Prepared, Say, Workshop
 from services.trainer.claims import Claims
-from services.trainer.evaluate import Evaluator
+from services.trainer.evaluate import NO_ROWS, Evaluator
 from services.trainer.failures import Cancelled, Leaving, Lost, classify
 from services.trainer.heart import Heart
 from shared import cuts
@@ -124,7 +124,7 @@ class Trainer:
         with steps.step("train"):
             result = child.run(work, prepared, self.logs, heart)
         steps.seconds |= {f"train.{name}": seconds for name, seconds in result.seconds.items()}
-        return prepared, result.metrics
+        return prepared, result.metrics if job["evaluate"] is not None else None
 
     def _score_champion(self, claim: Claim, holdout: dict[str, Range], heart: Heart, steps: Steps) -> Scores | None:
         if claim.champion is None:
@@ -144,7 +144,8 @@ class Trainer:
         self, claim: Claim, holdout: dict[str, Range], found: dict[str, float] | None, champion: Scores | None
     ) -> dict[int, tuple[dict[str, Range], Scores]]:
         """Scores to store, by the run whose model they are of."""
-        own = Scores(found, None if found is not None else f"release {claim.release.name} declares no evaluate")
+        missing = NO_ROWS if cuts.total_rows(holdout) == 0 else f"release {claim.release.name} declares no evaluate"
+        own = Scores(found, None if found is not None else missing)
         scores = {claim.run: (holdout, own)}
         if claim.champion is not None and champion is not None:
             scores[claim.champion.run] = (holdout, champion)
@@ -168,8 +169,11 @@ class Trainer:
         return say
 
     def _say(self, claim: Claim, text: str) -> None:
-        """A line of the platform's own in the author's log."""
-        self.logs.append(self._log_name(claim), f"[headrace] {text}\n".encode())
+        """A line of the platform's own in the author's log; one that is lost keeps nothing from going on."""
+        try:
+            self.logs.append(self._log_name(claim), f"[headrace] {text}\n".encode())
+        except (OSError, HeadraceError) as error:
+            log.warning("log_line_lost", run=claim.run, reason=str(error))
 
     def _log_name(self, claim: Claim) -> str:
         return f"runs/{claim.run}/{claim.token}"

@@ -20,17 +20,26 @@ LEFT_OUT = {"tests", "test", "docs", "node_modules", "__pycache__"}
 def complete(output: Path, prepared: Prepared, log: bytes) -> None:
     """Add to the author's output what makes it loadable and judgeable later: source, loader, locked requirements, log.
 
-    Raises `AttemptFailed` for a link, through which we would write elsewhere.
+    Raises `AttemptFailed` for a link, through which we would write elsewhere, and for a pipe, at which we would wait.
     """
-    if any(path.is_symlink() for path in (output, *output.rglob("*"))):
-        raise AttemptFailed(
-            "bad_output", "invalid_bundle: job.output holds a link; a bundle holds plain files only", "write files"
-        )
+    if any(path.is_symlink() or not (path.is_file() or path.is_dir()) for path in (output, *output.rglob("*"))):
+        message = "invalid_bundle: job.output holds a link, a pipe or a device; a bundle holds plain files only"
+        raise AttemptFailed("bad_output", message, "write files")
+    for ours in ("source", "code", "requirements.txt", "log.txt"):
+        _clear(output / ours)
     _copy_source(prepared.checkout, output / "source")
-    (output / "code").mkdir(exist_ok=True)
+    (output / "code").mkdir()
     shutil.copyfile(LOADER, output / "code" / "headrace_loader.py")
     (output / "requirements.txt").write_text(prepared.requirements)
     (output / "log.txt").write_bytes(log)
+
+
+def _clear(path: Path) -> None:
+    """Take away what the author's code has put where the platform's own files go."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _copy_source(checkout: Path, into: Path) -> None:

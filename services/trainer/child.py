@@ -18,6 +18,7 @@ from services.trainer.checkout import Prepared
 from services.trainer.failures import AttemptFailed
 from services.trainer.heart import Heart
 from shared import settings
+from shared.blobs import open_plain
 from shared.errors import ConfigurationError, Refused
 from shared.logs import Logs, Pump
 
@@ -100,21 +101,20 @@ def _watch(child: Warded, work: Work, heart: Heart) -> Ending:
     """Wait for the end; on a stop or past the time limit the whole tree goes first."""
     deadline = time.monotonic() + work.time_limit.total_seconds()
     events = Events(work.scratch / "events.jsonl")
-    while (ending := child.wait(SLICE_S)) is None:
-        heart.progress = events.progress() or heart.progress
-        try:
+    try:
+        while (ending := child.wait(SLICE_S)) is None:
+            heart.progress = events.progress() or heart.progress
             heart.check()
-        except BaseException:
-            child.terminate(GRACE_S)
-            raise
-        if time.monotonic() > deadline:
-            child.terminate(GRACE_S)
-            limit = work.time_limit.total_seconds()
-            raise AttemptFailed(
-                "time_limit",
-                f"it ran for longer than {limit:g} s",
-                "raise time_limit in headrace.toml or make the training shorter",
-            )
+            if time.monotonic() > deadline:
+                limit = work.time_limit.total_seconds()
+                raise AttemptFailed(
+                    "time_limit",
+                    f"it ran for longer than {limit:g} s",
+                    "raise time_limit in headrace.toml or make the training shorter",
+                )
+    except BaseException:
+        child.terminate(GRACE_S)
+        raise
     return ending
 
 
@@ -128,10 +128,10 @@ class Events:
     def progress(self) -> tuple[float, str] | None:
         """The newest progress since the last call: a fraction from 0 to 1 and a note."""
         try:
-            with self._path.open("rb") as stream:
+            with open_plain(self._path) as stream:
                 stream.seek(self._offset)
                 lines = stream.read(1_000_000).split(b"\n")
-        except FileNotFoundError:
+        except Refused:
             return None
         self._offset += sum(len(line) + 1 for line in lines[:-1])
         found = None
@@ -139,29 +139,36 @@ class Events:
             try:
                 event = json.loads(line)
                 if event["event"] == "progress":
-                    found = (min(1.0, max(0.0, float(event["fraction"]))), str(event.get("note", ""))[:200])
-            except (ValueError, KeyError, TypeError):
+                    found = (min(1.0, max(0.0, float(event["fraction"]))), _text(event.get("note", ""))[:200])
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 continue  # the author's code can write here too; only progress is at stake
         return found
 
 
 def _read_result(path: Path, ending: Ending) -> Result:
     try:
-        with path.open("rb") as stream:
+        with open_plain(path) as stream:
             result = json.loads(stream.read(10_000_000))
         if not isinstance(result, dict):
             raise ValueError("not an object")
-    except (OSError, ValueError, RecursionError):
+    except (OSError, Refused, ValueError, RecursionError):
         raise _ended_without_result(ending) from None
     if result.get("ok") is True and ending.ok:
         return _result(result)
     if result.get("ok") is True:
         raise _ended_without_result(ending)
-    trace = f"\n{result['traceback']}" if result.get("traceback") else ""
+    trace = f"\n{_text(result['traceback'])}" if result.get("traceback") else ""
     advice = "mend the code and tag a new release; `headrace logs` has the whole output"
     raise AttemptFailed(
-        str(result.get("kind", "author_error"))[:40], f"{result.get('message', 'no message')}{trace}"[:8000], advice
+        _text(result.get("kind", "author_error"))[:40],
+        f"{_text(result.get('message', 'no message'))}{trace}"[:8000],
+        advice,
     )
+
+
+def _text(value: object) -> str:
+    """Text that can be stored and sent: what the author's code says may hold halves of characters, as file names in another encoding do."""
+    return str(value).encode(errors="replace").decode()
 
 
 def _result(said: dict[str, Any]) -> Result:

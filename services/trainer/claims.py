@@ -14,6 +14,7 @@ from shared.ledger import Ledger, Transaction, attempts, configuration, runs, ve
 from shared.ledger.attempts import Claim, Failure, Trained
 
 PATIENCE_S = 60.0
+SCORE_PAUSE = timedelta(seconds=10)
 
 
 class Claims(Protocol):
@@ -97,6 +98,11 @@ class LedgerScores:
     def beat(self, run: int, holdout: str) -> None:
         with self._ledger.write() as tx:
             versions.beat_score(tx, run, holdout, self._lease)
+
+    def release(self, run: int, holdout: str) -> None:
+        """Give the score back untried: something was away, or this worker leaves."""
+        with self._ledger.write() as tx:
+            versions.release_score(tx, run, holdout, SCORE_PAUSE)
 
     def store(self, run: int, holdout: str, found: Scores) -> None:
         with self._ledger.write() as tx:

@@ -11,13 +11,15 @@ from services.trainer import bundle, child, jobs
 from services.trainer.checkout import Say, Workshop
 from services.trainer.failures import AttemptFailed
 from services.trainer.heart import Heart
-from shared import catalog
+from shared import catalog, cuts
 from shared.blobs import Blobs
 from shared.cuts import Range
 from shared.errors import Permanent, Transient
 from shared.gates import Scores
 from shared.ledger.attempts import Trained
 from shared.logs import Logs
+
+NO_ROWS = "the holdout has no rows yet"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ class Evaluator:
         says so. None where trying again may help. Raises `Stopped` when the work must stop. `by` names who asked, in logs and scratch.
         """
         scratch = self.home / "scratch" / f"score-{subject.run}-for-{by}"
+        shutil.rmtree(scratch, ignore_errors=True)  # of a worker that was killed: its result must not pass for ours
+        if cuts.total_rows(holdout) == 0:
+            return Scores(None, NO_ROWS)
         try:
             if subject.release.declaration.evaluate is None:
                 return Scores(None, f"release {subject.release.name} declares no evaluate")

@@ -61,6 +61,8 @@ class Heart:
                 return
             except Unavailable as error:
                 log.warning("heartbeat_missed", error=error.message)
+            except Exception:  # the edge of a thread: without it the claim would run out while the child trains on
+                log.exception("heartbeat_failed")
 
     def _stop(self, why: Stopped) -> None:
         self._why = self._why or why

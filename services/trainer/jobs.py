@@ -22,9 +22,11 @@ def training_job(
     ranges = {
         name: (cuts.training(part, release.declaration.datasets[name]), holdout.get(name)) for name, part in cut.items()
     }
-    return _job("train", run, release, model, sources, ranges, prepared, scratch) | {
-        "parameters": dict(release.declaration.parameters)
-    }
+    job = _job("train", run, release, model, sources, ranges, prepared, scratch)
+    job["parameters"] = dict(release.declaration.parameters)
+    if cuts.total_rows(holdout) == 0:
+        job["evaluate"] = None  # a share of no rows is no evidence, and most metrics divide by their number
+    return job
 
 
 def scoring_job(

@@ -17,8 +17,8 @@ def check(value: object) -> dict[str, float]:
     if not isinstance(value, dict) or len(value) > MAX_METRICS:
         raise Refused(f"invalid_metric: evaluate() must return a dictionary of at most {MAX_METRICS:,} metrics")
     for name, number in value.items():
-        if not isinstance(name, str) or not 0 < len(name) <= 250:
-            raise Refused("invalid_metric: a metric has a name of 1 to 250 characters")
+        if not isinstance(name, str) or not 0 < len(name) <= 250 or not name.isprintable():
+            raise Refused("invalid_metric: a metric has a name of 1 to 250 printable characters")
         if type(number) not in (int, float) or not math.isfinite(number):
             raise Refused(f"invalid_metric: {name} is no finite number")
     return {name: float(number) for name, number in value.items()}

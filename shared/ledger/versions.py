@@ -52,10 +52,16 @@ def begin_registration(tx: Transaction, run_id: int, lease: timedelta) -> int | 
 
 
 def check_registration(tx: Transaction, run_id: int, token: int) -> None:
-    """Raise `Fenced` unless this is the newest registration of the run and its lease still holds."""
-    mine = select(run.c.id).where(run.c.id == run_id, run.c.registrations == token, run.c.registration_lease > tx.now)
-    if tx.execute(mine).first() is None:
+    """Raise `Fenced` unless this is the newest registration of the run; one that is only slow is not fenced."""
+    mine = (run.c.id == run_id, run.c.registrations == token, run.c.registration_lease.is_not(None))
+    if tx.execute(select(run.c.id).where(*mine)).first() is None:
         raise Fenced(f"the registration of run {run_id} has passed to another bridge")
+
+
+def keep_registration(tx: Transaction, run_id: int, token: int, lease: timedelta) -> None:
+    """Renew the lease of the newest registration; raises `Fenced`."""
+    check_registration(tx, run_id, token)
+    tx.execute(update(run).where(run.c.id == run_id).values(registration_lease=tx.now + lease))
 
 
 def registration_failed(tx: Transaction, run_id: int, token: int, error: str, again_in: timedelta) -> None:
@@ -322,6 +328,12 @@ def beat_score(tx: Transaction, run_id: int, holdout: str, lease: timedelta) -> 
     """Keep the lease of a score in the making."""
     mine = and_(score.c.run_id == run_id, score.c.holdout == holdout, score.c.scored_at.is_(None))
     tx.execute(update(score).where(mine).values(lease_until=tx.now + lease))
+
+
+def release_score(tx: Transaction, run_id: int, holdout: str, again_in: timedelta) -> None:
+    """Give a claimed score back without counting a try: something was away, or the worker leaves."""
+    mine = and_(score.c.run_id == run_id, score.c.holdout == holdout, score.c.scored_at.is_(None), score.c.tries > 0)
+    tx.execute(update(score).where(mine).values(lease_until=tx.now + again_in, tries=score.c.tries - 1))
 
 
 def wanted_score(tx: Transaction, compute_class: str) -> Any:

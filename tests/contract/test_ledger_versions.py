@@ -73,9 +73,8 @@ def test_a_trained_run_is_registered_by_one_bridge_at_a_time(ledger: Ledger, clo
     assert first == 1
     assert (begin(ledger, run), unregistered(ledger)) == (None, [])
     assert holds(ledger, run, 1)
-    clock.forward(seconds=LEASE.total_seconds())
-    assert not holds(ledger, run, 1)
-    clock.forward(seconds=0.001)
+    clock.forward(seconds=LEASE.total_seconds() + 0.001)
+    assert holds(ledger, run, 1)  # nobody has taken it over yet
     assert unregistered(ledger) == [run]
     assert begin(ledger, run) == 2
     assert (holds(ledger, run, 1), holds(ledger, run, 2)) == (False, True)
@@ -350,3 +349,28 @@ def test_a_versions_metrics_are_those_of_its_own_holdout(ledger: Ledger, clock: 
         clock.forward(hours=1)
     with ledger.read() as tx:
         assert versions.metrics(tx, run) == {"auc": 0.7}
+
+
+def test_a_slow_registration_that_nobody_has_taken_over_is_not_fenced(ledger: Ledger, clock: HandClock) -> None:
+    train(ledger)
+    token = begin(ledger, 1)
+    assert token is not None
+    clock.forward(hours=1)
+    assert holds(ledger, 1, token)
+    with ledger.write() as tx:
+        versions.keep_registration(tx, 1, token, LEASE)
+    assert begin(ledger, 1) is None  # it has its lease again
+
+
+def test_a_score_that_is_given_back_is_not_used_up(ledger: Ledger, clock: HandClock) -> None:
+    train(ledger)
+    with ledger.write() as tx:
+        versions.want_score(tx, 1, "sha256:rows", {}, "standard")
+    for _ in range(5):
+        with ledger.write() as tx:
+            assert versions.claim_score(tx, 1, "sha256:rows", LEASE) is not None
+        with ledger.write() as tx:
+            versions.release_score(tx, 1, "sha256:rows", timedelta(seconds=10))
+        clock.forward(seconds=11)
+    with ledger.read() as tx:
+        assert versions.find_score(tx, 1, "sha256:rows").scored_at is None

@@ -118,3 +118,16 @@ def test_an_authors_error_fails_the_run_with_its_traceback_and_is_not_tried_agai
     assert len(run["attempts"]) == 1
     assert "training on" in product.headrace("logs", str(failed["id"]))
     product.wait("the news", lambda: product.hook.of("broken", "run.failed"))
+
+
+def test_too_few_rows_to_judge_on_leave_the_version_awaiting_with_what_is_missing(product: Product) -> None:
+    model = product.add_model("scarce")
+    model.insert(5)
+    version = model.wait_for_verdict(1)
+    assert (version["state"], version["verdict"]["decision"]) == ("awaiting", "undecided")
+    assert version["verdict"]["reasons"] == ["the candidate has no scores: the holdout has no rows yet"]
+    assert "Version 1 (run" in product.headrace("why", "scarce")
+    product.headrace("promote", "scarce", "1", "--reason", "better than nothing")
+    model.wait_for_champion(1)
+    model.insert(95)
+    model.wait_for_champion(2)

@@ -1,0 +1,50 @@
+"""A model registry in memory, as careful and as forgetful as the real one: one version per run, an alias that anyone can move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from services.registry_bridge.registration import Registered, Registration
+from shared.errors import HeadraceError
+
+
+class Killed(BaseException):
+    """The process ends here: nothing catches it."""
+
+
+@dataclass
+class RegistryTwin:
+    """`trouble` is raised by each call while it is set; `killed_after` ends the process when a version has been made."""
+
+    runs: dict[str, list[int]] = field(default_factory=dict)
+    aliases: dict[str, int] = field(default_factory=dict)
+    moves: list[tuple[str, int]] = field(default_factory=list)
+    trouble: HeadraceError | None = None
+    killed_after: bool = False
+    meanwhile: Callable[[], object] = lambda: None
+
+    def register(self, registration: Registration, *, fence: Callable[[], None]) -> Registered:
+        self._answer()
+        self.meanwhile()
+        fence()
+        known = self.runs.setdefault(registration.model, [])
+        if registration.run not in known:
+            known.append(registration.run)
+        if self.killed_after:
+            raise Killed
+        number = known.index(registration.run) + 1
+        return Registered(number, f"r{registration.run}", f"m-{registration.run}")
+
+    def champion(self, model: str) -> int | None:
+        self._answer()
+        return self.aliases.get(model)
+
+    def set_champion(self, model: str, version: int) -> None:
+        self._answer()
+        self.aliases[model] = version
+        self.moves.append((model, version))
+
+    def _answer(self) -> None:
+        if self.trouble is not None:
+            raise self.trouble
