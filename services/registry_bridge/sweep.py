@@ -58,6 +58,12 @@ class Sweep:
         except Exception:  # the edge: one run that cannot be judged must not stop the others
             log.exception("advance_failed", run=run)
 
+    def _follow(self, model: str) -> None:
+        try:
+            self.promoter.follow(model)
+        except HeadraceError as error:  # such as a version that was deleted in MLflow: the other models go on
+            log.error("alias_not_moved", model=model, error=error.message)
+
     def _settle_all(self) -> float | None:
         with self.ledger.read() as tx:
             waiting, models = versions.unregistered(tx), versions.with_intent(tx)
@@ -65,7 +71,7 @@ class Sweep:
         for run in (*waiting, *candidates):
             self.advance(run)
         for model in models:
-            self.promoter.follow(model)
+            self._follow(model)
         if time.monotonic() - self._mirrored_at > MIRROR_EVERY_S:
             self._mirrored_at = time.monotonic()
             self.promoter.mirror()
