@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from services.registry_bridge.registration import Registered, Registration
-from shared.errors import HeadraceError
+from shared.errors import HeadraceError, Refused
 
 
 class Killed(BaseException):
@@ -15,12 +15,16 @@ class Killed(BaseException):
 
 @dataclass
 class RegistryTwin:
-    """`trouble` is raised by each call while it is set; `killed_after` ends the process when a version has been made."""
+    """`trouble` is raised by each call while it is set; `refuses` names models whose alias cannot be moved.
+
+    `killed_after` ends the process when a version has been made; `meanwhile` happens before one is.
+    """
 
     runs: dict[str, list[int]] = field(default_factory=dict)
     aliases: dict[str, int] = field(default_factory=dict)
     moves: list[tuple[str, int]] = field(default_factory=list)
     trouble: HeadraceError | None = None
+    refuses: set[str] = field(default_factory=set)
     killed_after: bool = False
     meanwhile: Callable[[], object] = lambda: None
 
@@ -42,6 +46,8 @@ class RegistryTwin:
 
     def set_champion(self, model: str, version: int) -> None:
         self._answer()
+        if model in self.refuses:
+            raise Refused(f"MLflow has no version {version} of {model}")
         self.aliases[model] = version
         self.moves.append((model, version))
 

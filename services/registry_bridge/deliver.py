@@ -94,14 +94,18 @@ class Deliverer:
     def _attempt(self, one: Sending) -> Answer:
         subscription = one.subscription
         try:
-            secret = _secret(subscription)
+            secret, body = _secret(subscription), one.notice.body()
         except ConfigurationError as error:
             return Answer(None, error.message)
+        except (
+            ValueError
+        ) as error:  # a number or a character that JSON cannot carry: it must not hold up what comes after
+            return Answer(None, f"the notice cannot be written as JSON: {error}")
         return webhook.send(
             subscription.url,
             secret,
             delivery_id=one.id,
-            body=one.notice.body(),
+            body=body,
             now=self.ledger.clock.now(),
             allow_private=EVERYWHERE if subscription.allow_private else (),
         )

@@ -55,7 +55,12 @@ class Failure:
     transient: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "message": self.message, "advice": self.advice}
+        return {"kind": self.kind, "message": _readable(self.message), "advice": self.advice}
+
+
+def _readable(text: str) -> str:
+    """An author's words may hold halves of characters and NULs, which neither a database nor a notice can carry."""
+    return text.encode(errors="replace").decode().replace("\0", "?")
 
 
 def claim(tx: Transaction, id: int, worker: str, lease: timedelta) -> Claim | None:
@@ -201,7 +206,7 @@ def fail(tx: Transaction, id: int, token: int, failure: Failure, seconds: dict[s
     if not failure.transient or config is None or failures >= config.attempts:
         planning.end(tx, row, RunState.FAILED, error, failures=failures)
         return RunState.FAILED
-    sentence = f"tries again after {failure.kind}: {failure.message}"
+    sentence = f"tries again after {failure.kind}: {error['message']}"
     return _hand_over(tx, row, policy.retry_after(failures), sentence, failures=failures, error=error)
 
 

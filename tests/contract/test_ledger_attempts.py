@@ -213,6 +213,15 @@ def test_a_failure_of_the_authors_is_not_tried_again(ledger: Ledger, claimed: Cl
     assert told.data | {"run": claimed.run, "advice": "mend the code", "kind": "author_error"} == told.data
 
 
+@pytest.mark.parametrize("transient", [False, True])
+def test_whatever_an_author_says_can_be_stored_and_sent(ledger: Ledger, claimed: Claim, transient: bool) -> None:
+    fail(ledger, claimed, Failure("author_error", "half \ud800, none \0", transient=transient))
+    row = state(ledger, claimed.run)
+    assert row.error["message"] == "half ?, none ?"
+    with ledger.read() as tx:
+        assert all(one.body() for one in deliveries.read(tx, 0, 99))
+
+
 def test_what_was_handed_back_is_due_at_once_and_costs_no_try(ledger: Ledger, claimed: Claim) -> None:
     for _ in range(5):
         hand_back(ledger, claimed)
