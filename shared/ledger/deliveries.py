@@ -30,8 +30,8 @@ def tell(
 ) -> int:
     """Write one notice and a delivery for each subscription that wants it, in the caller's transaction; returns its sequence number.
 
-    The number comes from a counter row of the same transaction, so that numbers become visible in their order (SPIKES of late commits:
-    a sequence would let a reader of `after=` pass over one).
+    The number comes from a counter row of the same transaction, so that numbers become visible in their order (with a
+    sequence a late commit would be passed over by a reader of `after=`).
     """
     sequence = _next(tx, "notice")
     tx.execute(

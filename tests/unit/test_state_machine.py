@@ -255,7 +255,7 @@ class Headrace(RuleBasedStateMachine):
     @invariant()
     def every_arrival_has_one_fate(self) -> None:  # I3
         with self.ledger.read() as tx:
-            for row in arrivals.find_all(tx, dataset=None, before=None, limit=4):
+            for row in arrivals.find_all(tx, dataset=None, before=None, limit=2):
                 found = fates.of_arrival(tx, row.id)
                 assert len(found) <= 1
                 for fate in found:

@@ -16,7 +16,7 @@ On Linux the warden is a subreaper, so that a descendant that called setsid, twi
 
 from __future__ import annotations
 
-# Every import counts: a run waits for this start. `signal` and `subprocess` would add 8 ms (SPIKES 3), hence `_signal`.
+# Every import counts: a run waits for this start. `signal` and `subprocess` would add 8 ms (measured), hence `_signal`.
 import _signal  # type: ignore[import-not-found, unused-ignore]
 import os
 import select
