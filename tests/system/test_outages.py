@@ -93,7 +93,9 @@ def test_a_training_that_is_killed_is_tried_again(product: Product) -> None:
     model.hold()
     model.insert()
     run = model.wait_for_state("running")
-    for pid in product.wait("the child to run", model.processes):
+    log = f"/v1/runs/{run['id']}/log"
+    product.wait("the author's code to run", lambda: "training on" in product.get(log)["text"])
+    for pid in model.processes():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     retried = model.wait_for_state("retrying")
