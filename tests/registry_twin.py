@@ -17,7 +17,8 @@ class Killed(BaseException):
 class RegistryTwin:
     """`trouble` is raised by each call while it is set; `refuses` names models whose alias cannot be moved.
 
-    `killed_after` ends the process when a version has been made; `meanwhile` happens before one is.
+    `killed_after` ends the process when a version has been made; `before` and `after` happen around the making.
+    `tokens` are those of the registrations that came past their fence.
     """
 
     runs: dict[str, list[int]] = field(default_factory=dict)
@@ -26,17 +27,21 @@ class RegistryTwin:
     trouble: HeadraceError | None = None
     refuses: set[str] = field(default_factory=set)
     killed_after: bool = False
-    meanwhile: Callable[[], object] = lambda: None
+    before: Callable[[], object] = lambda: None
+    after: Callable[[], object] = lambda: None
+    tokens: list[int] = field(default_factory=list)
 
     def register(self, registration: Registration, *, fence: Callable[[], None]) -> Registered:
         self._answer()
-        self.meanwhile()
+        self.before()
         fence()
+        self.tokens.append(registration.token)
         known = self.runs.setdefault(registration.model, [])
         if registration.run not in known:
             known.append(registration.run)
         if self.killed_after:
             raise Killed
+        self.after()
         number = known.index(registration.run) + 1
         return Registered(number, f"r{registration.run}", f"m-{registration.run}")
 

@@ -87,9 +87,8 @@ def replan(tx: Transaction, model: str) -> None:
     due = policy.due_at(config.catalog.models[model].policy, facts)
     at = due.at
     if at is not None and at <= tx.now and waiting.due_at is not None:
-        at = min(
-            at, waiting.due_at
-        )  # more data does not cost a due run its place among the others, nor ring its bell again
+        # More data costs a run that is due neither its place among the others nor another ring.
+        at = min(at, waiting.due_at)
     tx.execute(
         update(run)
         .where(run.c.id == waiting.id)

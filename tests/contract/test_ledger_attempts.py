@@ -233,8 +233,8 @@ def test_what_was_handed_back_is_due_at_once_and_costs_no_try(ledger: Ledger, cl
 
 
 def test_a_retrying_run_keeps_its_models_place(ledger: Ledger, claimed: Claim) -> None:
-    grow(ledger)
     fail(ledger, claimed)
+    grow(ledger)
     assert state(ledger, waiting(ledger)).due_at is None
     assert claim(ledger, waiting(ledger)) is None
 

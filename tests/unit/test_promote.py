@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -185,16 +186,32 @@ def test_a_bridge_that_slept_past_its_lease_makes_nothing_and_disturbs_nobody(br
     second = Registrar(bridge.ledger, bridge.registry, bridge.blobs, bridge.home / "second")
 
     def overtake() -> None:
-        bridge.registry.meanwhile = lambda: None
+        bridge.registry.before = lambda: None
         bridge.clock.forward(minutes=6)
         assert second.register(run)
 
-    bridge.registry.meanwhile = overtake
+    bridge.registry.before = overtake
     assert not bridge.registrar.register(run)
-    assert bridge.registry.runs == {"delays": [run]}
+    assert (bridge.registry.runs, bridge.registry.tokens) == ({"delays": [run]}, [2])
     with bridge.ledger.read() as tx:
         assert versions.of_run(tx, run).number == 1
         assert runs.find(tx, run).registration_error is None
+
+
+def test_a_bridge_that_is_overtaken_after_mlflow_leaves_the_record_to_the_newer_one(bridge: Bridge) -> None:
+    run = bridge.train()
+    taken: list[int | None] = []
+
+    def overtake() -> None:
+        bridge.clock.forward(minutes=6)
+        with bridge.ledger.write() as tx:
+            taken.append(versions.begin_registration(tx, run, timedelta(minutes=5)))
+
+    bridge.registry.after = overtake
+    assert not bridge.registrar.register(run)
+    with bridge.ledger.read() as tx:
+        assert versions.of_run(tx, run) is None
+        versions.check_registration(tx, run, taken[0] or 0)
 
 
 # The verdict.
