@@ -127,10 +127,13 @@ class LedgerWork:
             wanted = versions.wanted_score(tx, self._class) if run is None else None
             return run if run is not None else (wanted.run_id, wanted.holdout) if wanted is not None else None
 
-    def is_open(self, run: int) -> bool:
-        """Whether nobody has claimed the run since it became due."""
+    def is_open(self, due: int | tuple[int, str]) -> bool:
+        """Whether nobody has claimed the run, or the wanted score, since it became due."""
         with self._ledger.read() as tx:
-            return runs.is_claimable(tx, run)
+            if isinstance(due, int):
+                return runs.is_claimable(tx, due)
+            row = versions.find_score(tx, *due)
+            return row.scored_at is None and (row.lease_until is None or row.lease_until < tx.now)
 
     def tell(self, busy: int) -> None:
         with self._ledger.write() as tx:

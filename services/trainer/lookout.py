@@ -27,7 +27,7 @@ class Work(Protocol):
     """The worker's view of the ledger; see `claims.LedgerWork`."""
 
     def due(self, patience: timedelta) -> Due | None: ...
-    def is_open(self, run: int) -> bool: ...
+    def is_open(self, due: Due) -> bool: ...
     def tell(self, busy: int) -> None: ...
     def leave(self) -> None: ...
 
@@ -126,10 +126,9 @@ class Lookout:
             self._spawn(lambda: self._do(due), f"direct-{due}")
 
     def _was_heard(self, due: Due) -> bool:
-        run = due if isinstance(due, int) else None
         deadline = time.monotonic() + HEARD_WITHIN_S
         while time.monotonic() < deadline and not self.leaving.is_set():
-            if run is None or not self.work.is_open(run):
+            if not self.work.is_open(due):
                 return True
             time.sleep(0.05)
         return self.leaving.is_set()
