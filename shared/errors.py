@@ -3,6 +3,7 @@
 HeadraceError
 ├── Transient            trying again later may help: a server that is away, a connection that broke
 │   └── Unavailable      a server that we need did not answer
+│       └── Undone       the database took a transaction back, or lost it before its commit: the same again may succeed at once
 └── Permanent            trying again cannot help; the message says what to do instead
     ├── ConfigurationError   headrace.toml or a setting
     ├── Refused              a request, a declaration or a file that breaks a rule
@@ -28,6 +29,10 @@ class Transient(HeadraceError):
 
 class Unavailable(Transient):
     """A server that we need did not answer."""
+
+
+class Undone(Unavailable):
+    """A transaction of which nothing was written, and which may be tried again at once."""
 
 
 class Permanent(HeadraceError):

@@ -17,7 +17,7 @@ from shared import settings
 from shared.blobs import make_blobs
 from shared.http import Here, Stores
 from shared.ledger import Ledger
-from shared.ledger.session import check_schema
+from shared.ledger.session import await_schema, check_schema
 from shared.logs import make_logs
 from shared.problems import Application, problems
 from shared.values import Strict
@@ -48,7 +48,7 @@ def create_app(stores: Stores | None = None) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     told = settings.load()
     ledger = Ledger(told.ledger_url)
-    check_schema(ledger)
+    await_schema(ledger)
     app.state.stores = Stores(ledger, make_blobs(told.blobs_url), make_logs(told.logs_url))
     told.announce_ready()
     yield

@@ -85,7 +85,8 @@ class Api:
 @contextmanager
 def serve(directory: Path, config: str = ledgers.CONFIG) -> Iterator[Api]:
     ledger, _ = ledgers.in_memory(config)
-    ledger.clock = clock = CountingClock()
+    clock = CountingClock()
+    ledger.go_by(clock)
     stores = Stores(ledger, DiskBlobs(directory / "blobs"), DiskLogs(directory / "logs"))
     with start_blocking_portal() as portal:
         transport = ASGITransport(create_app(stores), raise_app_exceptions=False)

@@ -12,6 +12,7 @@ from shared.ledger import Ledger
 from shared.ledger.session import create_all, migrate
 from shared.ledger.tables import metadata
 from tests.ledgers import CONFIG, HandClock, put_config
+from tests.postgres_server import Postgres, start_postgres
 from tests.redis_server import Valkey, start_valkey
 from tests.servers import Server, start_mlflow
 
@@ -30,6 +31,22 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     server = start_valkey(tmp_path_factory.mktemp("valkey"))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One PostgreSQL server for all: take a database of your own, and do not stop it."""
+    server = start_postgres()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres: Postgres) -> str:
+    """The name of a database with the ledger's tables, to be copied with `new_database`."""
+    postgres.execute("CREATE DATABASE ledger_template")
+    migrate(postgres.database_url("ledger_template"))
+    return "ledger_template"
 
 
 @pytest.fixture
@@ -51,12 +68,15 @@ def ledger_file(migrated: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(migrated, tmp_path / "ledger.db"))
 
 
-@pytest.fixture(scope="session", params=["memory", "sqlite"])
+@pytest.fixture(scope="session", params=["memory", "sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ledger]:
     """Each database that the ledger stands on, with its tables; opened once, for statements compile only once an engine."""
     if request.param == "memory":
         opened = Ledger("sqlite://")
         create_all(opened)
+    elif request.param == "postgresql":
+        server: Postgres = request.getfixturevalue("postgres")
+        opened = Ledger(server.new_database(request.getfixturevalue("postgres_template")))
     else:
         copy = shutil.copy(request.getfixturevalue("migrated"), tmp_path_factory.mktemp("database") / "ledger.db")
         opened = Ledger(f"sqlite:///{copy}")
@@ -70,6 +90,9 @@ def ledger(database: Ledger, clock: HandClock) -> Ledger:
     with database.engine.begin() as connection:
         for table in reversed(metadata.sorted_tables):
             connection.execute(table.delete())
-    database.clock = clock
+        if connection.dialect.name == "postgresql":  # where numbers go on otherwise
+            sequences = "SELECT setval(oid::regclass, 1, false) FROM pg_class WHERE relkind = 'S'"
+            connection.exec_driver_sql(sequences)
+    database.go_by(clock)
     put_config(database, CONFIG)
     return database

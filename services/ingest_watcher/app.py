@@ -13,7 +13,7 @@ from shared import log as structured_log
 from shared.celery_app import make_app
 from shared.errors import HeadraceError
 from shared.ledger import Ledger
-from shared.ledger.session import check_schema
+from shared.ledger.session import await_schema
 from shared.messages import TRAIN, ring, train_queue
 from shared.settings import Settings, load
 
@@ -41,7 +41,7 @@ class Watcher:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._ledger = Ledger(settings.ledger_url)
-        check_schema(self._ledger)
+        await_schema(self._ledger)
         wake = Wake()
         self._roster = Roster(self._ledger, settings, lambda classes: CeleryDoorbell(settings, classes), wake)
         self._roster.reconcile()

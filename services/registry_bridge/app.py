@@ -19,7 +19,7 @@ from shared.blobs import make_blobs
 from shared.celery_app import make_app
 from shared.errors import ConfigurationError
 from shared.ledger import Ledger, configuration
-from shared.ledger.session import check_schema
+from shared.ledger.session import await_schema
 from shared.log import configure
 from shared.settings import Settings, load
 
@@ -29,7 +29,7 @@ LEAVE_WITHIN_S = 5.0
 def build(settings: Settings) -> Celery:
     """The Celery application with everything that its message needs; MLflow may still be away."""
     ledger = Ledger(settings.ledger_url)
-    check_schema(ledger)
+    await_schema(ledger)
     app, registry, blobs = make_app(settings, ()), MlflowRegistry(settings.mlflow_url), make_blobs(settings.blobs_url)
     registrar = Registrar(ledger, registry, blobs, settings.state_dir / "bridge")
     sweep = Sweep(

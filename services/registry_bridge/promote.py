@@ -35,7 +35,7 @@ class Promoter:
         """Take a run's version as far as it goes now: judge it, and let the alias follow an intent."""
         try:
             with self.ledger.write() as tx:
-                row = versions.of_run(tx, run)
+                row = versions.find_to_judge(tx, run)
                 wanted = self._judge(tx, row) if row is not None and row.state == VersionState.CANDIDATE else []
         except Conflict as error:
             log.info(

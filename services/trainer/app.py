@@ -23,7 +23,7 @@ from shared import messages
 from shared.blobs import make_blobs
 from shared.celery_app import make_app
 from shared.ledger import Ledger
-from shared.ledger.session import check_schema
+from shared.ledger.session import await_schema
 from shared.log import configure
 from shared.logs import make_logs
 from shared.settings import Settings, load
@@ -35,7 +35,7 @@ LEAVE_WITHIN_S = 8.0
 def build(settings: Settings) -> Celery:
     """The Celery application with everything that its messages need; verifies ledger and stores, and opens nothing to Redis."""
     ledger = Ledger(settings.ledger_url)
-    check_schema(ledger)
+    await_schema(ledger)
     leaving, slots = threading.Event(), Slots(settings.slots)
     classes = (settings.compute_class,)
     app, bell = make_app(settings, classes), make_app(settings, classes, patient=False)

@@ -31,11 +31,13 @@ def receive(tx: Transaction, told: Report) -> Receipt:
 
     Raises `NotFound` for a dataset that the configuration does not name, `Conflict` for an id that another dataset used.
     """
+    tx.lock("configuration", shared=True)
     config = configuration.in_force(tx).catalog
     if told.dataset not in config.datasets:
         raise NotFound(
             f"there is no dataset {told.dataset!r}; known are: {', '.join(sorted(config.datasets)) or 'none'}"
         )
+    tx.lock(f"dataset {told.dataset}")
     pollable = config.datasets[told.dataset].source.kind != "rest"
     if told.event_id is not None:
         first = tx.execute(
@@ -72,6 +74,8 @@ def observe(tx: Transaction, dataset: str, before: Cut | None, after: Cut, rows:
 
     The nudges that are open are answered with this arrival.
     """
+    tx.lock("configuration", shared=True)
+    tx.lock(f"dataset {dataset}")
     nudge = tx.execute(_open_nudges(dataset).order_by(report.c.id).limit(1)).first()
     id, _ = _store(tx, dataset, before, after, rows, "sql", owner=owner, nudge=nudge)
     tx.execute(update(report).where(report.c.dataset == dataset, report.c.arrival_id.is_(None)).values(arrival_id=id))
@@ -115,9 +119,10 @@ def _store(
         "rows": rows,
         "origin": origin,
     }
-    deliveries.tell(tx, NoticeType.ARRIVAL_OBSERVED, dataset, None, data, values["traceparent"])
     what = "new data of unknown size" if rows is None else f"{rows:,} new rows"
-    return id, tuple(planning.plan_for_dataset(tx, dataset, f"{what} in {dataset}", values["traceparent"]))
+    planned = planning.plan_for_dataset(tx, dataset, f"{what} in {dataset}", values["traceparent"])
+    deliveries.tell(tx, NoticeType.ARRIVAL_OBSERVED, dataset, None, data, values["traceparent"])
+    return id, tuple(planned)
 
 
 def _file(tx: Transaction, told: Report, arrival_id: int | None) -> None:

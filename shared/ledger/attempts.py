@@ -12,7 +12,7 @@ from sqlalchemy import insert, select, update
 
 from shared import catalog, policy
 from shared.cuts import Cut
-from shared.errors import Fenced
+from shared.errors import Fenced, NotFound
 from shared.ledger import configuration, datasets, planning, releases, runs, versions
 from shared.ledger.releases import Release
 from shared.ledger.session import Transaction
@@ -69,8 +69,11 @@ def claim(tx: Transaction, id: int, worker: str, lease: timedelta) -> Claim | No
     The first claim freezes release and cut. A message that comes twice or late finds the run taken and gets None.
     A run that has lost three workers is not claimed again: it fails.
     """
-    row = tx.execute(select(run).where(run.c.id == id).with_for_update()).first()
-    if row is None or not _may_claim(tx, row):
+    try:
+        row = runs.hold(tx, id)
+    except NotFound:
+        return None
+    if not _may_claim(tx, row):
         return None
     if row.state == RunState.RUNNING and _bury(tx, row):
         return None
@@ -247,8 +250,8 @@ def _hand_over(tx: Transaction, row: Any, pause: timedelta, sentence: str, **val
 
 def owned(tx: Transaction, id: int, token: int) -> Any:
     """The run, if this claim is its newest and still running; raises `Fenced`."""
-    row = tx.execute(select(run).where(run.c.id == id).with_for_update()).first()
-    if row is None or row.token != token or row.state != RunState.RUNNING:
+    row = runs.hold(tx, id)
+    if row.token != token or row.state != RunState.RUNNING:
         raise Fenced(f"run {id} is no longer held by claim {token}")
     return row
 

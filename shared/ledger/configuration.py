@@ -42,6 +42,7 @@ def added(tx: Transaction) -> list[str]:
 
 def put(tx: Transaction, new: Catalog, actor: str) -> bool:
     """Put a configuration in force; False when it is the one in force already. The caller replans in the same transaction."""
+    tx.lock("configuration")  # whoever plans by the old one has committed, or waits
     wanted = digest(new)
     newest = tx.execute(select(configuration.c.digest).order_by(configuration.c.id.desc()).limit(1)).scalar()
     if newest == wanted:

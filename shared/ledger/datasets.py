@@ -30,6 +30,7 @@ def take(tx: Transaction, name: str, owner: str, lease: timedelta) -> bool:
 
 
 def ensure(tx: Transaction, name: str) -> None:
+    tx.lock(f"dataset {name}")
     if tx.execute(select(dataset.c.name).where(dataset.c.name == name)).first() is None:
         tx.execute(insert(dataset).values(name=name))
 

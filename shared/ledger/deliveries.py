@@ -67,6 +67,9 @@ def _next(tx: Transaction, name: str) -> int:
         update(counter).where(counter.c.name == name).values(value=counter.c.value + 1).returning(counter.c.value)
     ).scalar()
     if value is None:
+        tx.lock(f"counter {name}")
+        if tx.execute(select(counter.c.name).where(counter.c.name == name)).first() is not None:
+            return _next(tx, name)
         tx.execute(insert(counter).values(name=name, value=1))
         return 1
     return int(value)
@@ -99,6 +102,7 @@ def claim_due(tx: Transaction, lease: timedelta, limit: int, busy: Sequence[str]
         )
         .order_by(delivery.c.due_at, delivery.c.sequence)
         .limit(limit)
+        .with_for_update(of=delivery, skip_locked=True)  # another bridge takes others
     ).all()
     claimed = []
     for row in rows:

@@ -22,6 +22,7 @@ def plan(
     tx: Transaction, model: str, reason: str, *, asked: bool = False, traceparent: str | None = None
 ) -> int | None:
     """Plan a run, or join the one that waits (I4); None while the model has no valid release. Works out when it is due."""
+    tx.hold_models(model)
     config, release = configuration.in_force(tx), releases.in_force(tx, model)
     if release is None or model not in config.catalog.models:
         return None
@@ -49,17 +50,16 @@ def plan(
 
 def plan_for_dataset(tx: Transaction, dataset: str, reason: str, traceparent: str | None = None) -> list[int]:
     """Plan a run for every model whose release in force uses the dataset."""
-    planned = []
-    for name in configuration.in_force(tx).catalog.models:
-        release = releases.in_force(tx, name)
-        if release is not None and dataset in release.declaration.datasets:
-            id = plan(tx, name, reason, traceparent=traceparent)
-            planned.extend([id] if id is not None else [])
-    return planned
+    in_force = {name: releases.in_force(tx, name) for name in configuration.in_force(tx).catalog.models}
+    users = [name for name, one in in_force.items() if one is not None and dataset in one.declaration.datasets]
+    tx.hold_models(*users)
+    planned = [plan(tx, name, reason, traceparent=traceparent) for name in users]
+    return [id for id in planned if id is not None]
 
 
 def adopt(tx: Transaction, model: str, name: str, commit: str, declared: Declaration) -> None:
     """Put a new valid release in force and plan a run for it, due at once. A second call changes nothing."""
+    tx.hold_models(model)
     if releases.adopted(tx, model, name, commit, declared):
         plan(tx, model, f"new release {name}", asked=True)
 
@@ -76,6 +76,7 @@ def ask(tx: Transaction, model: str, reason: str) -> int:
 
 def replan(tx: Transaction, model: str) -> None:
     """Work out anew when the waiting run is due; whatever changes the facts calls this in its own transaction."""
+    tx.hold_models(model)
     waiting = runs.find_waiting(tx, model)
     if waiting is None:
         return
@@ -98,9 +99,12 @@ def replan(tx: Transaction, model: str) -> None:
 
 def replan_all(tx: Transaction) -> None:
     """After a new configuration; a model that is back in it is trained on what it has missed."""
-    for name in tx.execute(select(run.c.model).where(run.c.state == RunState.WAITING)).scalars().all():
+    waiting = tx.execute(select(run.c.model).where(run.c.state == RunState.WAITING)).scalars().all()
+    added = configuration.added(tx)
+    tx.hold_models(*waiting, *added)
+    for name in waiting:
         replan(tx, name)
-    for name in configuration.added(tx):
+    for name in added:
         plan(tx, name, "the model is in the configuration again")
 
 
@@ -153,7 +157,7 @@ def cancel(tx: Transaction, id: int, reason: str) -> RunState:
 
     A second call changes nothing; raises `NotFound`, or `Conflict` for a run that has ended otherwise.
     """
-    row = runs.find(tx, id)
+    row = runs.hold(tx, id)
     if row.state == RunState.CANCELLED:
         return RunState.CANCELLED
     if row.state == RunState.RUNNING:
@@ -201,7 +205,7 @@ def end(tx: Transaction, row: Any, state: RunState, error: dict[str, Any] | None
 
 def retry(tx: Transaction, id: int, reason: str) -> int:
     """Train again after a failed or cancelled run: a new run (or the waiting one), due at once; what the old one covered is covered again."""
-    row = runs.find(tx, id)
+    row = runs.hold(tx, id)
     if row.state not in (RunState.FAILED, RunState.CANCELLED):
         raise Conflict(
             f"run {id} is {row.state}; only a failed or cancelled one can be retried (`headrace retrain {row.model}` trains anew)"

@@ -42,6 +42,7 @@ def adopted(tx: Transaction, model_name: str, name: str, commit: str, declared: 
 
 def refused(tx: Transaction, model_name: str, name: str, commit: str, why: str) -> None:
     """Note an invalid release with its reason, once; the release before it stays in force."""
+    tx.hold_models(model_name)
     row = seen(tx, model_name)
     if row is not None and (row.name, row.commit, row.refusal) == (name, commit, why):
         return
@@ -58,6 +59,7 @@ def _store(tx: Transaction, model_name: str, name: str, commit: str, **values: A
 
 
 def ensure(tx: Transaction, model_name: str) -> None:
+    tx.hold_models(model_name)
     if tx.execute(select(model.c.name).where(model.c.name == model_name)).first() is None:
         tx.execute(insert(model).values(name=model_name))
 

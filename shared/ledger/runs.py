@@ -24,6 +24,12 @@ def find(tx: Transaction, id: int) -> Any:
     return row
 
 
+def hold(tx: Transaction, id: int) -> Any:
+    """One run, for whoever changes it: nobody else decides about its model meanwhile. Raises `NotFound`."""
+    tx.hold_models(find(tx, id).model)
+    return tx.execute(select(run).where(run.c.id == id).with_for_update()).one()
+
+
 def find_waiting(tx: Transaction, model: str) -> Any:
     return tx.execute(select(run).where(run.c.model == model, run.c.state == RunState.WAITING)).first()
 

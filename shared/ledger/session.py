@@ -1,31 +1,70 @@
-"""Transactions on the ledger: one write at a time on SQLite and fair, nothing deferred, and a change that can be waited for."""
+"""Transactions on the ledger: short, never nested, with one time each, on SQLite and PostgreSQL alike; and a change that can be waited for."""
 
 from __future__ import annotations
 
-import fcntl
+import os
 import random
-import sqlite3
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+import structlog
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, StaticPool, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Connection, Engine, func, inspect, make_url, select, text
+from sqlalchemy.dialects.postgresql import array
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from shared.clock import Clock, SystemClock
-from shared.errors import ConfigurationError, Unavailable
+from shared.errors import ConfigurationError, Unavailable, Undone
+from shared.ledger.postgres import Postgres
+from shared.ledger.sqlite import Sqlite
 from shared.ledger.tables import metadata
 
-BUSY_TIMEOUT_S = 15.0
-CHANGE_TICK_S = 0.01
+TRIES = 5
+AGAIN_S = 0.05  # and twice as long each time, with jitter
+LOOK_S = 1.0
+T = TypeVar("T")
+log = structlog.get_logger()
+
+
+class Changes(Protocol):
+    """Tells of commits by others and by us; a wait holds no transaction. One for each thread that waits."""
+
+    def poll(self) -> bool:
+        """Whether anything was committed since the last call."""
+        ...
+
+    def wait(self, timeout_s: float, stop: threading.Event | None = None) -> bool:
+        """Wait for a commit; False after `timeout_s` or as soon as `stop` is set."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Database(Protocol):
+    """What differs between the databases that a ledger can stand on.
+
+    `turn` keeps transactions apart where they must be; `begin` opens one on a connection and answers with the database's time where that is the
+    one to go by; `committing` is called last in a write. `blame` says what an error means: `Unavailable`, `Undone` where the same transaction
+    may be tried again at once, None for a mistake of ours.
+    """
+
+    engine: Engine
+
+    def turn(self, *, writes: bool) -> AbstractContextManager[None]: ...
+    def begin(self, connection: Connection, *, writes: bool) -> datetime | None: ...
+    def committing(self, connection: Connection) -> None: ...
+    def blame(self, error: DBAPIError) -> type[Unavailable] | None: ...
+    def watch(self) -> Changes: ...
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -34,133 +73,163 @@ class Transaction:
 
     connection: Connection
     now: datetime
+    held: set[str] = field(default_factory=set)
 
     def execute(self, statement: Any) -> Any:
         return self.connection.execute(statement)
 
+    def lock(self, *names: str, shared: bool = False) -> None:
+        """Hold these names until the end of the transaction; who asks for one of them meanwhile waits and then sees what was written.
+
+        Whatever decides by what it has read takes the names of what it decides about first, in the order configuration, dataset, model. On
+        SQLite nothing is to be done: one writer is alone there. Held by the transaction and not by the session, so a pooler between does no harm.
+        """
+        wanted = sorted(set(names) - self.held)
+        self.held.update(wanted)
+        if not wanted or self.connection.dialect.name != "postgresql":
+            return
+        key = func.hashtextextended(func.unnest(array(wanted)), 0).label("key")
+        keys = select(key).order_by("key").subquery()
+        taken = func.pg_advisory_xact_lock_shared if shared else func.pg_advisory_xact_lock
+        self.connection.execute(select(func.count(taken(keys.c.key))))
+
+    def hold_models(self, *models: str) -> None:
+        """Be the only one that decides about these models, with a configuration that stays as it is."""
+        self.lock("configuration", shared=True)
+        self.lock(*(f"model {name}" for name in models))
+
 
 class Ledger:
-    """The ledger behind a SQLAlchemy URL. `sqlite://` (in memory) is the test twin: one connection, the same statements."""
+    """The ledger behind a SQLAlchemy URL. `sqlite://` (in memory) is the test twin: one connection, the same statements.
+
+    Without a `clock` it goes by the database's time on PostgreSQL, where workers are on many machines, and by this machine's on SQLite.
+    """
 
     def __init__(self, url: str, clock: Clock | None = None) -> None:
         self.url = url
         self.clock = clock or SystemClock()
-        self._path = _sqlite_path(url)
-        self._memory = make_url(url).get_backend_name() == "sqlite" and self._path is None
-        self._lock = threading.RLock() if self._memory else threading.Lock()
+        self._trusts_database = clock is None
+        self._database = _open(url)
+        self._process = os.getpid()
         self._nested = threading.local()
-        self._changes = 0
-        self.engine = self._make_engine()
 
-    def _make_engine(self) -> Engine:
-        if self._memory:
-            engine = create_engine(self.url, poolclass=StaticPool, connect_args={"check_same_thread": False})
-        else:
-            engine = create_engine(self.url, pool_size=8, max_overflow=24)
-        if engine.dialect.name == "sqlite":
-            event.listen(engine, "connect", _configure_sqlite)
-            event.listen(engine, "begin", _begin_sqlite)
-        return engine
+    def go_by(self, clock: Clock) -> None:
+        """Take the time from this clock from now on."""
+        self.clock, self._trusts_database = clock, False
+
+    @property
+    def engine(self) -> Engine:
+        return self._database.engine
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
-        """A transaction that may write: `BEGIN IMMEDIATE` on SQLite, so that it never fails half-way on an upgrade.
+        """A transaction that may write. Raises `Unavailable` when the database stays locked or away. Not to be nested.
 
-        Raises `Unavailable` when the database stays locked or away: nothing was written. Not to be nested.
+        The block runs once. Where it may run again, `transact` does so for what the database undid or lost.
         """
-        with self._alone(), self._translated(), self.engine.begin() as connection:
-            yield Transaction(connection, self.clock.now())
-        if self._memory:
-            self._changes += 1  # a file tells by itself, and only of commits that changed something
+        with self._alone(), self._begun(writes=True) as tx:
+            yield tx
+            self._database.committing(tx.connection)
+            _commit(tx.connection)
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:
-        """A consistent look that writes nothing; keep it short: a long reader stops SQLite's checkpoints."""
-        with (
-            self._translated(),
-            self._reading(),
-            self.engine.connect().execution_options(reads_only=True) as connection,
-        ):
-            yield Transaction(connection, self.clock.now())
+        """A consistent look that writes nothing; keep it short: a long reader stops SQLite's checkpoints and PostgreSQL's vacuum."""
+        with self._begun(writes=False) as tx:
+            yield tx
 
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        if not self._memory:
-            yield
-            return
-        with self._lock:
-            yield
+    def transact(self, work: Callable[[Transaction], T]) -> T:
+        """`write` as a function: what the database undid (a deadlock) or lost before its commit is done again, a few times and soon.
+
+        `work` may run several times, and only the last counts; it touches nothing but the ledger.
+        """
+        for tried in range(1, TRIES + 1):
+            try:
+                with self.write() as tx:
+                    return work(tx)
+            except Undone:
+                if tried == TRIES:
+                    raise
+                time.sleep(AGAIN_S * 2**tried * random.uniform(0.5, 1))
+        raise AssertionError
+
+    def watch(self) -> Changes:
+        """Something to wait on for the next commit of any process. One for each thread that waits."""
+        return self._database.watch()
+
+    def close(self) -> None:
+        self._database.close()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """One writer at a time: SQLite's own busy handler is unfair (seconds of wait, measured), taking turns by a file lock is not."""
         if getattr(self._nested, "open", False):
             raise RuntimeError("a write transaction is open in this thread already")
         self._nested.open = True
         try:
-            if self.engine.dialect.name != "sqlite":
-                yield
-                return
-            deadline = time.monotonic() + BUSY_TIMEOUT_S
-            if not self._lock.acquire(timeout=BUSY_TIMEOUT_S):
-                raise Unavailable("the ledger is busy: other writers hold it; nothing was written, try again")
-            try:
-                with _turn(self._path, deadline):
-                    yield
-            finally:
-                self._lock.release()
+            yield
         finally:
             self._nested.open = False
+
+    @contextmanager
+    def _begun(self, *, writes: bool) -> Iterator[Transaction]:
+        if os.getpid() != self._process:
+            raise RuntimeError("this ledger was opened by another process; a connection does not survive a fork")
+        with self._database.turn(writes=writes), self._translated():
+            connection, told = self._begin(writes)
+            try:
+                now = told if told is not None and self._trusts_database else self.clock.now()
+                yield Transaction(connection, now)
+            finally:
+                connection.close()
+
+    def _begin(self, writes: bool) -> tuple[Connection, datetime | None]:
+        """A connection of the pool may have died in it: the first statement finds out, and the next try gets a fresh one."""
+        for last in (False, True):
+            connection = self.engine.connect()
+            try:
+                return connection, self._database.begin(connection, writes=writes)
+            except BaseException as error:
+                connection.close()
+                if last or not (isinstance(error, DBAPIError) and error.connection_invalidated):
+                    raise
+        raise AssertionError
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except OperationalError as error:
-            raise Unavailable(f"the ledger did not answer ({error.orig}); nothing was written, try again") from error
-
-    def watch(self) -> Changes:
-        """Something to wait on for the next commit of any process. One for each thread that waits."""
-        return Changes(self)
-
-    def close(self) -> None:
-        self.engine.dispose()
+        except PoolTimeout as error:
+            raise Unavailable("all connections to the ledger are in use; nothing was written, try again") from error
+        except DBAPIError as error:
+            if (kind := self._database.blame(error)) is None:
+                raise
+            said = str(error.orig).strip().partition("\n")[0]
+            raise kind(f"the ledger did not answer ({said}); nothing was written, try again") from error
 
 
-class Changes:
-    """Tells of commits by others and by us. On a SQLite file it reads `data_version` (4 µs) every 10 ms; a wait holds no transaction."""
+def _commit(connection: Connection) -> None:
+    try:
+        connection.commit()
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        raise Unavailable(
+            f"the connection broke while the ledger committed ({error.orig}); whether it was written is not known: look before you repeat"
+        ) from error
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._file = None
-        if ledger._path is not None:
-            self._file = sqlite3.connect(
-                f"{ledger._path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False, isolation_level=None
-            )
-        self._seen = self._version()
 
-    def _version(self) -> tuple[int, int]:
-        version = self._file.execute("PRAGMA data_version").fetchone()[0] if self._file else 0
-        return version, self._ledger._changes
-
-    def poll(self) -> bool:
-        """Whether anything was committed since the last call."""
-        before, self._seen = self._seen, self._version()
-        return before != self._seen
-
-    def wait(self, timeout_s: float, stop: threading.Event | None = None) -> bool:
-        """Wait for a commit; False after `timeout_s` or as soon as `stop` is set."""
-        deadline = time.monotonic() + timeout_s
-        while not self.poll():
-            left = deadline - time.monotonic()
-            if left <= 0 or (stop is not None and stop.is_set()):
-                return False
-            time.sleep(min(CHANGE_TICK_S, left))
-        return True
-
-    def close(self) -> None:
-        if self._file:
-            self._file.close()
+def _open(url: str) -> Database:
+    try:
+        backend = make_url(url).get_backend_name()
+    except ArgumentError as error:  # whose text quotes the URL, password and all
+        raise ConfigurationError(
+            "ledger_url cannot be read; write it as in postgresql://user:password@host/headrace"
+        ) from error
+    if backend == "sqlite":
+        return Sqlite(url)
+    if backend in ("postgresql", "postgres"):
+        return Postgres(url)
+    raise ConfigurationError(f"the ledger stands on SQLite or PostgreSQL, not on {backend}")
 
 
 def migrate(url: str) -> None:
@@ -168,13 +237,14 @@ def migrate(url: str) -> None:
 
     Raises `Unavailable` when the database stays locked or away: nothing was changed.
     """
-    if path := _sqlite_path(url):
+    if path := Sqlite.path_of(url):
         path.parent.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(url)
     try:
-        with ledger._alone(), ledger._translated(), ledger.engine.begin() as connection:
+        with ledger.write() as tx:
+            tx.lock("schema")
             config = _alembic()
-            config.attributes["connection"] = connection
+            config.attributes["connection"] = tx.connection
             command.upgrade(config, "head")
     finally:
         ledger.close()
@@ -193,57 +263,27 @@ def check_schema(ledger: Ledger) -> None:
         )
 
 
+def await_schema(ledger: Ledger, patience_s: float = 60.0) -> None:
+    """`check_schema` for a process that starts: waits for a database that is still coming up, or is being migrated, and says so meanwhile."""
+    deadline, told = time.monotonic() + patience_s, False
+    while True:
+        try:
+            return check_schema(ledger)
+        except (Unavailable, ConfigurationError) as error:
+            if time.monotonic() > deadline:
+                raise
+            if not told:
+                log.warning("ledger.awaited", why=error.message, patience_s=patience_s)
+            told = True
+        time.sleep(LOOK_S)
+
+
 def create_all(ledger: Ledger) -> None:
     """The tables without alembic: for the in-memory twin."""
     metadata.create_all(ledger.engine)
-
-
-@contextmanager
-def _turn(path: Path | None, deadline: float) -> Iterator[None]:
-    """The turn to write among the processes that share a file; raises `Unavailable` when a holder does not give it back in time."""
-    if path is None:
-        yield
-        return
-    with open(f"{path}.turn", "ab") as turn:
-        while True:
-            try:
-                fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise Unavailable(
-                        "the ledger is busy: another process holds it; nothing was written, try again"
-                    ) from None
-                time.sleep(
-                    random.uniform(0.0005, 0.004)
-                )  # jitter keeps it fair (measured: worst wait 0.2 s with six writers)
-        yield
 
 
 def _alembic() -> Config:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     return config
-
-
-def _sqlite_path(url: str) -> Path | None:
-    parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
-        return None
-    return Path(parsed.database)
-
-
-def _configure_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # the driver begins nothing by itself: `_begin_sqlite` does
-    for pragma in (
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        "foreign_keys=ON",
-        f"busy_timeout={int(BUSY_TIMEOUT_S * 1000)}",
-    ):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    """IMMEDIATE: a deferred transaction that turns into a writer fails at once with SQLITE_BUSY_SNAPSHOT, whatever the busy timeout."""
-    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("reads_only") else "BEGIN IMMEDIATE")

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     DateTime,
     Dialect,
@@ -55,12 +56,15 @@ metadata = MetaData(
 )
 
 
+Big = BigInteger().with_variant(Integer, "sqlite")  # whose INTEGER has 64 bits, and numbers rows only under that name
+
+
 def _id() -> C[Any]:
-    return C("id", Integer, primary_key=True, autoincrement=True)
+    return C("id", Big, primary_key=True, autoincrement=True)
 
 
 counter = Table(
-    "counter", metadata, C("name", String(40), primary_key=True), C("value", Integer, nullable=False)
+    "counter", metadata, C("name", String(40), primary_key=True), C("value", Big, nullable=False)
 )  # numbers given in commit order: a reader of notices never passes over a late one
 
 configuration = Table(
@@ -113,7 +117,7 @@ arrival = Table(
     C("dataset", String(64), nullable=False),
     C("above", JSON),
     C("upto", JSON),
-    C("rows", Integer),  # empty: unknown, which counts as enough
+    C("rows", Big),  # empty: unknown, which counts as enough
     C("origin", String(20), nullable=False),
     C("source", String(400)),
     C("event_id", String(400)),
@@ -276,12 +280,12 @@ promotion = Table(
 notice = Table(
     "notice",
     metadata,
-    C("sequence", Integer, primary_key=True, autoincrement=False),
+    C("sequence", Big, primary_key=True, autoincrement=False),
     C("event_id", String(40), nullable=False, unique=True),
     C("type", String(40), nullable=False),
     C("subject", String(200), nullable=False),
     C("model", String(64)),
-    C("run_id", Integer, index=True),
+    C("run_id", Big, index=True),
     C("data", JSON, nullable=False),
     C("traceparent", String(64)),
     C("at", Instant, nullable=False),

@@ -24,6 +24,7 @@ def create(tx: Transaction, name: str, scopes: tuple[Scope, ...]) -> str:
     """A new token, told once; an older one of that name no longer counts."""
     if not scopes:
         raise Refused("a token needs at least one scope: submit, read or operate")
+    tx.lock(f"token {name}")
     secret = "hr_" + secrets.token_urlsafe(32)
     tx.execute(delete(token).where(token.c.name == name))
     tx.execute(

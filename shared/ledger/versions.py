@@ -74,6 +74,7 @@ def registration_failed(tx: Transaction, run_id: int, token: int, error: str, ag
 
 def registered(tx: Transaction, run_id: int, number: int, digest: str, mlflow_run: str, mlflow_model: str) -> None:
     """Record the version of a run as a candidate, once: a second call changes nothing."""
+    tx.lock(f"registration {run_id}")
     if of_run(tx, run_id) is not None:
         return
     model = tx.execute(select(run.c.model).where(run.c.id == run_id)).scalar_one()
@@ -92,7 +93,8 @@ def decide(tx: Transaction, row: Any, champion: Any, judged: Verdict, holdout: s
     Compare-and-set: raises `Conflict` if another champion serves than the verdict names, or another promotion is under way;
     the verdict is then void and is made again.
     """
-    serving = _champion_id(tx, row.model)
+    row, serving = find_to_judge(tx, row.run_id), _champion_id(tx, row.model)
+    check(VersionState(row.state), VersionState.REJECTED)
     if serving != (champion.id if champion is not None else None) or _intent(tx, row.model) is not None:
         raise Conflict(f"the champion of {row.model} has changed since version {row.number} was judged")
     tx.execute(
@@ -116,6 +118,7 @@ def decide(tx: Transaction, row: Any, champion: Any, judged: Verdict, holdout: s
 
 def promote(tx: Transaction, model: str, number: int, actor: str, reason: str) -> None:
     """A named person promotes an awaiting version: the intent; the alias follows. Raises `NotFound`, `Conflict`."""
+    tx.hold_models(model)
     row = find(tx, model, number)
     if row.state != VersionState.AWAITING:
         raise Conflict(
@@ -131,6 +134,7 @@ def roll_back(tx: Transaction, model: str, number: int | None, actor: str, reaso
     Repeated without a name it goes further back, never forward again. Raises `NotFound`, or `Conflict` when there is no such version,
     it serves already, or another change is under way.
     """
+    tx.hold_models(model)
     _refuse_overlap(tx, model)
     serving = _champion_id(tx, model)
     target = find(tx, model, number) if number is not None else _replaced_by(tx, serving)
@@ -199,6 +203,7 @@ def claim_intent(tx: Transaction, model: str, lease: timedelta) -> Any:
 
 def served(tx: Transaction, row: Any) -> None:
     """The alias has followed: the version is champion from here on, and everyone is told. A second call changes nothing."""
+    tx.hold_models(row.model)
     found = _intent(tx, row.model)
     if found is None or found.version_id != row.id:
         return
@@ -260,6 +265,14 @@ def of_run(tx: Transaction, run_id: int) -> Any:
     return tx.execute(select(version).where(version.c.run_id == run_id)).first()
 
 
+def find_to_judge(tx: Transaction, run_id: int) -> Any:
+    """The version of a run, for whoever decides about it: nobody else does meanwhile. None if there is none."""
+    if (row := of_run(tx, run_id)) is None:
+        return None
+    tx.hold_models(row.model)
+    return of_run(tx, run_id)
+
+
 def find(tx: Transaction, model: str, number: int) -> Any:
     """One version; raises `NotFound`."""
     row = tx.execute(select(version).where(version.c.model == model, version.c.number == number)).first()
@@ -288,6 +301,7 @@ def last_verdict(tx: Transaction, version_id: int) -> Any:
 
 def want_score(tx: Transaction, run_id: int, holdout: str, rows: dict[str, Any], compute_class: str) -> None:
     """Ask for a score that nobody has made yet; a second call changes nothing."""
+    tx.lock(f"scores of {run_id}")
     if find_score(tx, run_id, holdout) is None:
         tx.execute(
             insert(score).values(run_id=run_id, holdout=holdout, rows=rows, compute_class=compute_class, tries=0)
@@ -311,6 +325,7 @@ def store_score(
 
 def claim_score(tx: Transaction, run_id: int, holdout: str, lease: timedelta) -> Any:
     """Lease a wanted score; None if it is made or being made. After three tries it is stored as impossible."""
+    tx.lock(f"scores of {run_id}")
     row = find_score(tx, run_id, holdout)
     if row is None or row.scored_at is not None or (row.lease_until is not None and row.lease_until > tx.now):
         return None

@@ -77,8 +77,9 @@ def test_a_report_of_unknown_size_is_enough_and_the_total_is_not_known_from_then
     adopt(ledger, dataset="reported")
     train_of_report(ledger)
     report(ledger, event_id="2")
+    run = waiting(ledger)
     with ledger.read() as tx:
-        assert runs.find(tx, waiting(ledger)).due_at == tx.now
+        assert runs.find(tx, run).due_at == tx.now
     report(ledger, rows=5, event_id="3")
     assert cut(ledger).rows is None
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from shared.ledger import Ledger, arrivals, attempts, datasets, runs, session
+from shared.ledger import Ledger, arrivals, attempts, datasets, runs, sqlite
 from shared.ledger.session import check_schema
 from tests.contract import ledger_processes
 from tests.ledgers import CONFIG, adopt, grow, put_config
@@ -62,7 +62,7 @@ def test_six_processes_claim_forty_runs_each_once_and_nobody_waits_long(
     told = all_at_once(pool, ledger_processes.claim_all, file.url)
     claimed = Counter(run for runs_of_one, _ in told for run in runs_of_one)
     assert (len(claimed), set(claimed.values())) == (MODELS, {1})
-    assert max(longest for _, longest in told) < session.BUSY_TIMEOUT_S / 3
+    assert max(longest for _, longest in told) < sqlite.BUSY_TIMEOUT_S / 3
     with file.read() as tx:
         assert runs.count(tx) == {"trained": MODELS}
         assert all(len(attempts.of_run(tx, run)) == 1 for run in claimed)

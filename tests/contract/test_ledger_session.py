@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import event, text
 
 from shared.errors import ConfigurationError, Unavailable
-from shared.ledger import Ledger, datasets, session
+from shared.ledger import Ledger, datasets, sqlite
 from shared.ledger.session import check_schema, create_all, migrate
 from shared.ledger.tables import metadata
 from tests.ledgers import HandClock
@@ -34,7 +34,7 @@ def file(ledger_file: Path, clock: HandClock) -> Iterator[Ledger]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch, ledger_file: Path) -> Iterator[Ledger]:
     """A ledger whose time limit is short."""
-    monkeypatch.setattr(session, "BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.1)
     opened = Ledger(f"sqlite:///{ledger_file}")
     yield opened
     opened.close()
@@ -219,7 +219,7 @@ def test_migrating_again_changes_nothing(file: Ledger, ledger_file: Path) -> Non
 def test_a_database_that_is_locked_cannot_be_migrated_and_says_so(
     monkeypatch: pytest.MonkeyPatch, ledger_file: Path
 ) -> None:
-    monkeypatch.setattr(session, "BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.1)
     with locked(ledger_file), pytest.raises(Unavailable):
         migrate(f"sqlite:///{ledger_file}")
 
