@@ -9,11 +9,12 @@ from pathlib import Path
 
 from shared import catalog
 from shared.errors import HeadraceError
-from shared.ledger import Ledger, configuration, planning
+from shared.ledger import Ledger, configuration, planning, repeats
 from shared.ledger.session import check_schema
 from shared.settings import Settings, load
 
 
+@repeats
 def put_in_force(path: Path, settings: Settings) -> bool:
     """Validate the file and put it in force; False when it is already. Raises `ConfigurationError` with file and line."""
     new = catalog.load(path)

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 from shared.arrivals import CloudEvent, Report, Shorthand, known_traceparent, parse_cloudevent, parse_shorthand
 from shared.cuts import Point
 from shared.http import Here, Paged, Reader, Submitter, read_json, takes
-from shared.ledger import Transaction, arrivals, deliveries, fates
+from shared.ledger import Transaction, arrivals, deliveries, fates, repeats
 from shared.ledger.fates import Fate, FateKind
 from shared.lifecycle import DeliveryState
 from shared.notices import CONTENT_TYPE
@@ -107,6 +107,7 @@ _BODIES["requestBody"]["content"][CONTENT_TYPE]["schema"]["additionalProperties"
     responses=WITH_BODY | problems(404, 409),
     openapi_extra=_BODIES,
 )
+@repeats
 def receive(_: Submitter, stores: Here, report: Annotated[Report, Depends(read_report)]) -> Accepted:
     """Report that a dataset has grown. 202 says that the report is stored; the same source and id again are the same report."""
     with stores.ledger.write() as tx:

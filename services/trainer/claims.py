@@ -10,7 +10,7 @@ from typing import Protocol
 from shared.cuts import Range, digest, from_json, to_json
 from shared.errors import Unavailable
 from shared.gates import Scores
-from shared.ledger import Ledger, Transaction, attempts, configuration, runs, versions, workers
+from shared.ledger import Ledger, Transaction, attempts, configuration, repeats, runs, versions, workers
 from shared.ledger.attempts import Claim, Failure, Trained
 
 PATIENCE_S = 60.0
@@ -39,6 +39,7 @@ class LedgerClaims:
         self._worker = worker
         self._lease = lease
 
+    @repeats
     def claim(self, run: int) -> Claim | None:
         with self._ledger.write() as tx:
             return attempts.claim(tx, run, self._worker, self._lease)
@@ -88,6 +89,7 @@ class LedgerScores:
         self._ledger = ledger
         self._lease = lease
 
+    @repeats
     def claim(self, run: int, holdout: str) -> tuple[Trained, dict[str, Range], configuration.InForce] | None:
         with self._ledger.write() as tx:
             wanted = versions.claim_score(tx, run, holdout, self._lease)
@@ -99,11 +101,13 @@ class LedgerScores:
         with self._ledger.write() as tx:
             versions.beat_score(tx, run, holdout, self._lease)
 
+    @repeats
     def release(self, run: int, holdout: str) -> None:
         """Give the score back untried: something was away, or this worker leaves."""
         with self._ledger.write() as tx:
             versions.release_score(tx, run, holdout, SCORE_PAUSE)
 
+    @repeats
     def store(self, run: int, holdout: str, found: Scores) -> None:
         with self._ledger.write() as tx:
             row = versions.find_score(tx, run, holdout)

@@ -4,6 +4,6 @@ What comes in: transitions, each a named function in the file of its noun that t
 that every process can wait for (`Ledger.watch`). It never talks to Redis, MLflow or a source: a transaction holds no I/O but its own.
 """
 
-from shared.ledger.session import Ledger, Transaction
+from shared.ledger.session import Ledger, Transaction, repeats
 
-__all__ = ["Ledger", "Transaction"]
+__all__ = ["Ledger", "Transaction", "repeats"]

@@ -29,7 +29,8 @@ CONNECT: dict[str, Any] = {
     "prepare_threshold": None,  # a prepared statement belongs to a session, and a pooler gives each transaction another one
 }
 CHANNEL = "headrace_ledger"
-CHECK_S, LOOK_S, LONGEST_PAUSE_S = 1.0, 0.25, 5.0
+CHECK_S, LOOK_S, LONGEST_PAUSE_S = 0.2, 0.25, 5.0
+STOP_S = 0.1  # a `stop` is noticed so late at most
 _UNDONE = {"40001", "40P01"}  # serialization failure, deadlock
 _UNAVAILABLE = {
     "08",  # connection
@@ -130,13 +131,10 @@ class ToldChanges:
         """The bell is the ledger's."""
 
 
-STOP_S = 0.1  # a `stop` is noticed so late at most
-
-
 class Bell:
     """Counts the commits of all processes, on a connection and a thread of its own; after a lost connection it counts one more.
 
-    Behind a pooler LISTEN hears nothing; the bell finds that out with a call to itself, and looks every 0.25 s whether anything was written.
+    Behind a pooler nobody can LISTEN; there it looks every 0.25 s whether anything was written.
     """
 
     def __init__(self, url: URL) -> None:
@@ -154,7 +152,7 @@ class Bell:
 
     def close(self) -> None:
         self._stop.set()
-        self._thread.join(CHECK_S * 2)
+        self._thread.join(LOOK_S * 2)
 
     def _ring(self) -> None:
         with self._news:
@@ -174,18 +172,19 @@ class Bell:
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
     def _listen(self, connection: psycopg.Connection[Any]) -> None:
-        connection.execute(f"LISTEN {CHANNEL}")
-        if not self._hears(connection):
+        if not self._is_session(connection):
             log.info("ledger.no_listen", advice="give processes a way around the pooler to save a quarter of a second")
-            self._look(connection)
+            return self._look(connection)
+        connection.execute(f"LISTEN {CHANNEL}")
         self._ring()  # what was committed while nobody listened
         while not self._stop.is_set():
             for _ in connection.notifies(timeout=CHECK_S, stop_after=1):
                 self._ring()
 
-    def _hears(self, connection: psycopg.Connection[Any]) -> bool:
-        connection.execute(f"NOTIFY {CHANNEL}")
-        return any(True for _ in connection.notifies(timeout=CHECK_S, stop_after=1))
+    def _is_session(self, connection: psycopg.Connection[Any]) -> bool:
+        """Whether the server itself is at the other end: a pooler gives out a process number of its own."""
+        row = connection.execute("SELECT pg_backend_pid()").fetchone()
+        return row is not None and row[0] == connection.info.backend_pid
 
     def _look(self, connection: psycopg.Connection[Any]) -> None:
         """The snapshot's text changes with each transaction that writes."""

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import wraps
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import structlog
 from alembic import command
@@ -31,6 +32,7 @@ from shared.ledger.tables import metadata
 TRIES = 5
 AGAIN_S = 0.05  # and twice as long each time, with jitter
 LOOK_S = 1.0
+P = ParamSpec("P")
 T = TypeVar("T")
 log = structlog.get_logger()
 
@@ -125,7 +127,7 @@ class Ledger:
     def write(self) -> Iterator[Transaction]:
         """A transaction that may write. Raises `Unavailable` when the database stays locked or away. Not to be nested.
 
-        The block runs once. Where it may run again, `transact` does so for what the database undid or lost.
+        The block runs once; what the database undid or lost before the commit is `Undone`, and `repeats` does it again.
         """
         with self._alone(), self._begun(writes=True) as tx:
             yield tx
@@ -137,21 +139,6 @@ class Ledger:
         """A consistent look that writes nothing; keep it short: a long reader stops SQLite's checkpoints and PostgreSQL's vacuum."""
         with self._begun(writes=False) as tx:
             yield tx
-
-    def transact(self, work: Callable[[Transaction], T]) -> T:
-        """`write` as a function: what the database undid (a deadlock) or lost before its commit is done again, a few times and soon.
-
-        `work` may run several times, and only the last counts; it touches nothing but the ledger.
-        """
-        for tried in range(1, TRIES + 1):
-            try:
-                with self.write() as tx:
-                    return work(tx)
-            except Undone:
-                if tried == TRIES:
-                    raise
-                time.sleep(AGAIN_S * 2**tried * random.uniform(0.5, 1))
-        raise AssertionError
 
     def watch(self) -> Changes:
         """Something to wait on for the next commit of any process. One for each thread that waits."""
@@ -207,6 +194,24 @@ class Ledger:
             raise kind(f"the ledger did not answer ({said}); nothing was written, try again") from error
 
 
+def repeats(work: Callable[P, T]) -> Callable[P, T]:
+    """Do it again, a few times and soon, when the database undid its one transaction (a deadlock) or lost it before the commit.
+
+    What `work` does outside the ledger it must be able to do twice.
+    """
+
+    @wraps(work)
+    def repeated(*args: P.args, **kwargs: P.kwargs) -> T:
+        for tried in range(1, TRIES):
+            try:
+                return work(*args, **kwargs)
+            except Undone:
+                time.sleep(AGAIN_S * 2**tried * random.uniform(0.5, 1))
+        return work(*args, **kwargs)
+
+    return repeated
+
+
 def _commit(connection: Connection) -> None:
     try:
         connection.commit()
@@ -221,7 +226,7 @@ def _commit(connection: Connection) -> None:
 def _open(url: str) -> Database:
     try:
         backend = make_url(url).get_backend_name()
-    except ArgumentError as error:  # whose text quotes the URL, password and all
+    except (ArgumentError, ValueError) as error:  # whose text quotes the URL, password and all
         raise ConfigurationError(
             "ledger_url cannot be read; write it as in postgresql://user:password@host/headrace"
         ) from error

@@ -12,7 +12,7 @@ from services.registry_bridge.api.runs import NAME, Reason, ReleaseName
 from shared.catalog import Catalog
 from shared.errors import NotFound
 from shared.http import Here, Operator, Paged, Reader, body, takes
-from shared.ledger import Transaction, configuration, fates, releases, runs, versions
+from shared.ledger import Transaction, configuration, fates, releases, repeats, runs, versions
 from shared.problems import EVERYWHERE, JSON, WITH_BODY, problems
 from shared.values import Strict
 
@@ -167,6 +167,7 @@ def why(_: Reader, stores: Here, model: InPath) -> WhyModel:
     responses=WITH_BODY | problems(404, 409),
     openapi_extra=takes({JSON: Promotion}),
 )
+@repeats
 def promote(caller: Operator, stores: Here, model: InPath, wanted: Annotated[Promotion, body(Promotion)]) -> Changed:
     """Promote a version that awaits a person's word."""
     with stores.ledger.write() as tx:
@@ -180,6 +181,7 @@ def promote(caller: Operator, stores: Here, model: InPath, wanted: Annotated[Pro
     responses=WITH_BODY | problems(404, 409),
     openapi_extra=takes({JSON: Rollback}),
 )
+@repeats
 def roll_back(caller: Operator, stores: Here, model: InPath, wanted: Annotated[Rollback, body(Rollback)]) -> Changed:
     """Go back to a version that has served before."""
     with stores.ledger.write() as tx:

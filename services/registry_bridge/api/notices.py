@@ -11,7 +11,7 @@ from pydantic import Field, JsonValue
 
 from shared.errors import Refused
 from shared.http import Here, Operator, Paged, Reader, Wait, poll
-from shared.ledger import deliveries
+from shared.ledger import deliveries, repeats
 from shared.lifecycle import DeliveryState
 from shared.notices import NoticeType
 from shared.problems import EVERYWHERE, problems
@@ -124,6 +124,7 @@ def _read(row: Any) -> Delivery:
 
 
 @router.post("/deliveries/{id}/replay", status_code=202, responses=problems(404, 409))
+@repeats
 def replay(_: Operator, stores: Here, id: Annotated[str, Path(pattern=r"^msg_[0-9a-f]{32}$")]) -> Delivery:
     """Send a delivery again that was given up; it keeps its id."""
     with stores.ledger.write() as tx:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from shared.cuts import Cut
 from shared.http import Here, Operator, Paged, Reader, body, takes
-from shared.ledger import Transaction, attempts, fates, planning, releases, runs, versions
+from shared.ledger import Transaction, attempts, fates, planning, releases, repeats, runs, versions
 from shared.lifecycle import RunState
 from shared.problems import EVERYWHERE, JSON, WITH_BODY, problems
 from shared.values import Strict
@@ -162,6 +162,7 @@ def show_run(_: Reader, stores: Here, id: RunId) -> Run:
 @router.post(
     "/runs", status_code=202, responses=WITH_BODY | problems(404, 409), openapi_extra=takes({JSON: RunRequest})
 )
+@repeats
 def retrain(caller: Operator, stores: Here, asked: Annotated[RunRequest, body(RunRequest)], answer: Response) -> Run:
     """Retrain a model now: plans a run, or makes the waiting one due."""
     with stores.ledger.write() as tx:
@@ -176,6 +177,7 @@ def retrain(caller: Operator, stores: Here, asked: Annotated[RunRequest, body(Ru
     responses=WITH_BODY | problems(404, 409),
     openapi_extra=takes({JSON: Why}, required=False),
 )
+@repeats
 def cancel(caller: Operator, stores: Here, id: RunId, why: Annotated[Why, body(Why, required=False)]) -> Run:
     """Stop a run: at once if it waits, as soon as its worker has seen to it if it runs."""
     with stores.ledger.write() as tx:
@@ -189,6 +191,7 @@ def cancel(caller: Operator, stores: Here, id: RunId, why: Annotated[Why, body(W
     responses=WITH_BODY | problems(404, 409),
     openapi_extra=takes({JSON: Why}, required=False),
 )
+@repeats
 def retry(
     caller: Operator, stores: Here, id: RunId, why: Annotated[Why, body(Why, required=False)], answer: Response
 ) -> Run:
