@@ -124,7 +124,12 @@ class Model(Strict):
 class ComputeClass(Strict):
     """A kind of worker; without this table there is one, `standard`, with one slot."""
 
-    slots: int = Field(1, ge=1, le=64, description="Trainings at a time in the worker that `make up` starts.")
+    slots: int = Field(
+        1,
+        ge=0,
+        le=64,
+        description="Trainings at a time in the worker that `make up` starts; 0: its workers run elsewhere.",
+    )
 
 
 Port = Annotated[int, Field(ge=1, le=65535, title="port")]

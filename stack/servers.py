@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 from shared.catalog import Catalog
 from shared.errors import ConfigurationError
-from shared.messages import REGISTRY_QUEUE, train_queue
 from shared.settings import FILE, Settings
 from stack.processes import Service
 from stack.state import HOST, StateDirectory, write_private
@@ -31,6 +30,13 @@ _PYTHONS = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPA
 _DECIDED_HERE = {f"HEADRACE_{name.upper()}" for name in Settings.model_fields} - {
     f"HEADRACE_{name}" for name in ("INDEX_URL", "LEASE_S", "HEARTBEAT_S", "LOOK_S")
 }
+_ELSEWHERE = ("ledger_url", "redis_url", "mlflow_url", "blobs_url", "logs_url")
+
+
+def elsewhere(environ: Mapping[str, str]) -> dict[str, str]:
+    """The settings that name servers which run already (HEADRACE_REDIS_URL and its kin): what they name is used, and not started."""
+    told = {name: environ.get(f"HEADRACE_{name.upper()}") for name in _ELSEWHERE}
+    return {name: url for name, url in told.items() if url}
 
 
 class Servers:
@@ -43,23 +49,29 @@ class Servers:
         self._settings = settings
         self._ports = ports
         self._environ = environ
+        self._elsewhere = elsewhere(environ)
+        self._after = () if "redis_url" in self._elsewhere else ("valkey",)
 
     def foundations(self) -> Iterator[Service]:
-        """What can start before the ledger is there: MLflow first, since it takes longest."""
-        yield self._mlflow()
-        yield self._valkey()
+        """What can start before the ledger is there: MLflow first, since it takes longest. What runs elsewhere is not started."""
+        if "mlflow_url" not in self._elsewhere:
+            yield self._mlflow()
+        if "redis_url" not in self._elsewhere:
+            yield self._valkey()
 
     def services(self, catalog: Catalog) -> Iterator[Service]:
         yield self._api()
         yield self._own("watcher", "services.ingest_watcher")
         yield from self.trainers(catalog)
-        yield self._worker("bridge", "services.registry_bridge.app", REGISTRY_QUEUE, slots=4)
+        yield self._own("bridge", "services.registry_bridge")
         yield self._flower()
 
     def trainers(self, catalog: Catalog) -> Iterator[Service]:
         for name, compute_class in catalog.compute_classes.items():
+            if not compute_class.slots:
+                continue  # its workers run elsewhere
             told = {"HEADRACE_COMPUTE_CLASS": name, "HEADRACE_SLOTS": str(compute_class.slots)}
-            yield self._worker(f"trainer-{name}", "services.trainer.app", train_queue(name), compute_class.slots, told)
+            yield self._own(f"trainer-{name}", "services.trainer", told=told)
 
     def _valkey(self) -> Service:
         port, password = self._ports["redis"], urlsplit(self._settings.redis_url).password or ""
@@ -99,12 +111,7 @@ class Servers:
             "--timeout-graceful-shutdown",
             "2",
         ]  # long polls end with it
-        return Service("api", _python(*argv), _answers(port, "/readyz"), ROOT, self._ours("api"), after=("valkey",))
-
-    def _worker(self, name: str, app: str, queue: str, slots: int, told: Mapping[str, str] | None = None) -> Service:
-        """A Celery worker. The node name is fixed: each new one would leave a mailbox in Redis for ever (celery#6089)."""
-        argv = ("celery", "-A", app, "worker", "-Q", queue, "-P", "threads", "-c", str(slots), "-n", f"{name}@%h")
-        return self._own(name, *argv, "--without-gossip", "--without-mingle", "-E", "-l", "WARNING", told=told)
+        return Service("api", _python(*argv), _answers(port, "/readyz"), ROOT, self._ours("api"), after=self._after)
 
     def _flower(self) -> Service:
         port = self._ports["flower"]
@@ -116,13 +123,13 @@ class Servers:
         argv = _python("celery", "-A", "shared.celery_app:app", "flower", f"--conf={configuration}")
         environment = self._bare() | self._told("flower")
         answers = _answers(port, "/healthcheck")
-        return Service("flower", argv, answers, ROOT, environment, after=("valkey",), rank=VIEWS_NEXT)
+        return Service("flower", argv, answers, ROOT, environment, after=self._after, rank=VIEWS_NEXT)
 
     def _own(self, name: str, *module: str, told: Mapping[str, str] | None = None) -> Service:
         """A process of ours that says itself when it is ready."""
         environment = self._ours(name) | dict(told or {})
         ready = _said_ready(self._state.ready_file(name))
-        return Service(name, _python(*module), ready, ROOT, environment, after=("valkey",))
+        return Service(name, _python(*module), ready, ROOT, environment, after=self._after)
 
     def _ours(self, name: str) -> dict[str, str]:
         """The operator's own environment, since headrace.toml refers to it; less what would bend our own."""

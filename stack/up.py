@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Self
+from urllib.parse import urlsplit
 
 from rich.console import Console
 
@@ -24,7 +25,7 @@ from stack import endpoints
 from stack.endpoints import Endpoints
 from stack.follow import Follower
 from stack.processes import Process, State
-from stack.servers import FLOWER_USER, Servers
+from stack.servers import FLOWER_USER, Servers, elsewhere
 from stack.state import HOST, StateDirectory, write_private
 from stack.supervisor import Supervisor
 from stack.terminal import Terminal
@@ -123,13 +124,16 @@ class Stack:
 
     def _write_settings(self) -> Settings:
         root, ports = self.state.root, self._ports
+        ours = {
+            "ledger_url": f"sqlite:///{self.state.folder('ledger')}/ledger.db",
+            "redis_url": f"redis://:{secrets.token_hex(24)}@{HOST}:{ports['redis']}/0",
+            "mlflow_url": f"http://{HOST}:{ports['mlflow']}",
+            "blobs_url": self.state.folder("blobs").as_uri(),
+            "logs_url": self.state.folder("runs").as_uri(),
+        }
         settings = Settings(
             state_dir=root,
-            ledger_url=f"sqlite:///{self.state.folder('ledger')}/ledger.db",
-            redis_url=f"redis://:{secrets.token_hex(24)}@{HOST}:{ports['redis']}/0",
-            mlflow_url=f"http://{HOST}:{ports['mlflow']}",
-            blobs_url=self.state.folder("blobs").as_uri(),
-            logs_url=self.state.folder("runs").as_uri(),
+            **(ours | elsewhere(os.environ)),
             api_host=HOST,
             api_port=ports["api"],
             lease_s=6,  # one machine, one clock: a dead worker is seen soon
@@ -184,9 +188,9 @@ class Stack:
         processes, ports = self.supervisor.processes, self._ports
         self._endpoints = Endpoints(
             api=f"http://{HOST}:{ports['api']}",
-            mlflow=f"http://{HOST}:{ports['mlflow']}",
+            mlflow=self.settings.mlflow_url,
             flower=f"http://{HOST}:{ports['flower']}",
-            redis=f"{HOST}:{ports['redis']}",
+            redis=urlsplit(self.settings.redis_url).netloc.rpartition("@")[2],
             token_file=str(self._token_file),
             flower_user=FLOWER_USER,
             flower_password_file=str(self.state.secret("flower.password")),

@@ -1,10 +1,11 @@
-"""The bridge process: `celery -A services.registry_bridge.app worker -Q registry -P threads`, built when Celery asks for `app`."""
+"""The bridge process: `python -m services.registry_bridge`, or `celery -A services.registry_bridge.app worker -Q registry -P threads`."""
 
 from __future__ import annotations
 
 from functools import cache
 from typing import Any
 
+import structlog
 from celery import Celery
 from celery.signals import worker_init, worker_shutdown
 
@@ -16,14 +17,16 @@ from services.registry_bridge.register import Registrar
 from services.registry_bridge.sweep import Sweep
 from shared import messages
 from shared.blobs import make_blobs
-from shared.celery_app import make_app
-from shared.errors import ConfigurationError
+from shared.celery_app import make_app, work
+from shared.errors import ConfigurationError, HeadraceError
 from shared.ledger import Ledger, configuration
 from shared.ledger.session import await_schema
 from shared.log import configure
 from shared.settings import Settings, load
 
+log = structlog.get_logger()
 LEAVE_WITHIN_S = 5.0
+MESSAGES_AT_ONCE = 4
 
 
 def build(settings: Settings) -> Celery:
@@ -61,6 +64,16 @@ def _connect(settings: Settings, sweep: Sweep) -> None:
     @worker_shutdown.connect(weak=False)  # type: ignore[untyped-decorator]
     def left(**_: Any) -> None:
         sweep.stop(LEAVE_WITHIN_S)
+
+
+def main() -> int:
+    """The exit code: 0 after SIGTERM, 1 when it cannot start."""
+    try:
+        settings, app = load(), _process()
+    except HeadraceError as error:
+        log.critical("bridge.cannot_start", why=error.message)
+        return 1
+    return work(app, settings, messages.REGISTRY_QUEUE, MESSAGES_AT_ONCE)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The trainer process: `celery -A services.trainer.app worker -Q train.<class> -P threads`, built when Celery asks for `app`."""
+"""The trainer process: `python -m services.trainer`, or `celery -A services.trainer.app worker -Q train.<class> -P threads`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from services.trainer.heart import Heart
 from services.trainer.lookout import Due, Lookout, Slots
 from shared import messages
 from shared.blobs import make_blobs
-from shared.celery_app import make_app
+from shared.celery_app import make_app, work
+from shared.errors import HeadraceError
 from shared.ledger import Ledger
 from shared.ledger.session import await_schema
 from shared.log import configure
@@ -114,6 +115,16 @@ def _connect(settings: Settings, lookout: Lookout) -> None:
     @worker_shutdown.connect(weak=False)  # type: ignore[untyped-decorator]
     def left(**_: Any) -> None:
         lookout.stop(LEAVE_WITHIN_S)
+
+
+def main() -> int:
+    """The exit code: 0 after SIGTERM, 1 when it cannot start, 70 when it has become deaf and wants to be started again."""
+    try:
+        settings, app = load(), _process()
+    except HeadraceError as error:
+        log.critical("trainer.cannot_start", why=error.message)
+        return 1
+    return work(app, settings, messages.train_queue(settings.compute_class), settings.slots)
 
 
 @cache
