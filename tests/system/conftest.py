@@ -4,15 +4,44 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.postgres_server import Postgres
+from tests.s3_server import S3Server
 from tests.system.product import Product
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a product stay on one worker, so that it is started once."""
+    for item in items:
+        if "product" in getattr(item, "fixturenames", ()):
+            stack = item.callspec.params.get("stack") if hasattr(item, "callspec") else None
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{stack}"))
+
+
+@pytest.fixture(scope="session", params=["embedded", "servers"])
+def stack(request: pytest.FixtureRequest) -> str:
+    """Which of the two stacks: SQLite and directories, or PostgreSQL and S3."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
-    """The embedded stack, one for each file of tests; every test adds models of its own."""
-    started = Product(tmp_path_factory.mktemp("product"))
+def product(request: pytest.FixtureRequest, stack: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
+    """The started product, one for each file of tests; every test adds models of its own."""
+    elsewhere = (
+        servers(request.getfixturevalue("postgres"), request.getfixturevalue("s3")) if stack == "servers" else {}
+    )
+    started = Product(tmp_path_factory.mktemp("product"), elsewhere=elsewhere)
     try:
         started.start()
         yield started
     finally:
         started.stop()
+
+
+def servers(postgres: Postgres, s3: S3Server) -> dict[str, str]:
+    """The variables by which a stack finds a new database and a new place in the store."""
+    return {
+        "HEADRACE_LEDGER_URL": postgres.new_database(),
+        "HEADRACE_BLOBS_URL": s3.new_url("blobs"),
+        "HEADRACE_LOGS_URL": s3.new_url("logs"),
+        **s3.environment,
+    }

@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,9 +76,9 @@ def predict(model, frame):
 
 
 class Product:
-    """`python -m stack up` on a directory of its own, with models that a test adds."""
+    """`python -m stack up` on a directory of its own, with models that a test adds. `elsewhere` names servers that run already."""
 
-    def __init__(self, root: Path, classes: str = "standard = {}") -> None:
+    def __init__(self, root: Path, classes: str = "standard = {}", elsewhere: Mapping[str, str] | None = None) -> None:
         self.root = root
         self.state = root / "state"
         self.config = root / "headrace.toml"
@@ -86,6 +86,7 @@ class Product:
         self.held.mkdir()
         self.hook = Hook()
         self._sections = [f"[compute_classes]\n{classes}\n", self._subscription()]
+        self.elsewhere = dict(elsewhere or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._write_config()
 
@@ -94,7 +95,7 @@ class Product:
         return f'[[subscriptions]]\nname = "shop"\nurl = "{url}"\nsecret = "env:HOOK_SECRET"\ntypes = ["*"]\nallow_private = true\n'
 
     def start(self) -> None:
-        environment = {**os.environ, "HOOK_SECRET": SECRET, "HOLD_FILES": str(self.held)}
+        environment = {**os.environ, "HOOK_SECRET": SECRET, "HOLD_FILES": str(self.held), **self.elsewhere}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         environment.pop("HEADRACE_STATE", None)
         argv = [sys.executable, "-m", "stack", "up", "--config", str(self.config), "--state", str(self.state)]
