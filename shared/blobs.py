@@ -8,9 +8,9 @@ import os
 import re
 import shutil
 import stat
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import mkstemp
 from typing import BinaryIO, Protocol
@@ -22,7 +22,7 @@ from shared.manifest import Manifest, hash_file
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PIECE_BYTES = 1024**2
-_LEFT_OVER_S = 24 * 3600.0
+_LEFT_OVER = timedelta(hours=24)
 
 
 class BlobDamaged(Permanent):
@@ -35,6 +35,13 @@ class Blobs(Protocol):
     Putting answers with the digest once the bytes would outlive a loss of power; the same bytes may be put again, also at the same
     time. `open` gives a stream to read from start to end, and `fetch` makes or replaces the file `into` in one step: what either
     hands out has the digest asked for, else it raises `BlobDamaged`; `NotFound` where there is no such blob.
+
+    A blob has a time: when it was last put or kept. `keep` answers whether the blob is there, and if so its time is fresh (less than
+    12 h old) from then on: who is about to name a blob keeps it first, and whoever tidies up removes only what nobody names and what
+    is older than 24 h. `remove` takes a blob whose time is older than `older_than` by now, else leaves it; an absent one is fine.
+    `stored` goes through all blobs in no order (digest, time in UTC, size in bytes) with bounded memory; a blob that comes or goes
+    meanwhile may be missed or named. `leftovers` removes what writers that were killed have left longer than `older_than` ago, and
+    answers how many that were.
     """
 
     def put_file(self, path: Path) -> str: ...
@@ -46,6 +53,14 @@ class Blobs(Protocol):
     def open(self, sha256: str) -> BinaryIO: ...
 
     def fetch(self, sha256: str, into: Path) -> None: ...
+
+    def keep(self, sha256: str) -> bool: ...
+
+    def stored(self) -> Iterator[tuple[str, datetime, int]]: ...
+
+    def remove(self, sha256: str, older_than: timedelta = timedelta(0)) -> None: ...
+
+    def leftovers(self, older_than: timedelta) -> int: ...
 
 
 def make_blobs(url: str) -> Blobs:
@@ -59,7 +74,7 @@ def make_blobs(url: str) -> Blobs:
 def store_tree(blobs: Blobs, root: Path, manifest: Manifest) -> None:
     """Put every file that the manifest names; raises `Refused` when one has changed since the manifest was made."""
     for file in manifest.files:
-        if not blobs.has(file.sha256) and blobs.put_file(root / file.path) != file.sha256:
+        if not blobs.keep(file.sha256) and blobs.put_file(root / file.path) != file.sha256:
             raise Refused(f"invalid_bundle: {file.path} changed while it was stored")
 
 
@@ -89,9 +104,7 @@ class DiskBlobs:
         self._root = root
         self._tmp = root / "tmp"
         self._tmp.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for left in self._tmp.iterdir():  # of writers that were killed
-            if left.stat().st_mtime < time.time() - _LEFT_OVER_S:
-                left.unlink(missing_ok=True)
+        self.leftovers(_LEFT_OVER)
 
     def put_file(self, path: Path) -> str:
         with open_plain(path) as source:
@@ -116,6 +129,42 @@ class DiskBlobs:
             target.flush()
             written.rename(into)
 
+    def keep(self, sha256: str) -> bool:
+        try:
+            os.utime(self._place(sha256))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def stored(self) -> Iterator[tuple[str, datetime, int]]:
+        for first in _plain_directories(self._root):
+            for second in _plain_directories(first):
+                for path in second.iterdir():
+                    with suppress(FileNotFoundError):  # removed meanwhile
+                        if _DIGEST.fullmatch(path.name) and self._place(path.name) == path:
+                            status = path.stat(follow_symlinks=False)
+                            yield path.name, datetime.fromtimestamp(status.st_mtime, UTC), status.st_size
+
+    def remove(self, sha256: str, older_than: timedelta = timedelta(0)) -> None:
+        """Taken aside first: who keeps the blob before sees it come back, who keeps it after finds none and puts it again."""
+        place, aside = self._place(sha256), self._tmp / f".removed-{sha256}"
+        try:
+            place.rename(aside)
+        except FileNotFoundError:
+            return
+        if older_than and _age(aside) < older_than and not place.exists():
+            aside.rename(place)
+        aside.unlink(missing_ok=True)
+
+    def leftovers(self, older_than: timedelta) -> int:
+        found = 0
+        for left in self._tmp.iterdir():
+            with suppress(FileNotFoundError):  # its writer has just ended
+                if _age(left) > older_than:
+                    left.unlink()
+                    found += 1
+        return found
+
     def _put(self, source: BinaryIO) -> str:
         digest = hashlib.sha256()
         with _new_file(self._tmp) as (target, written):
@@ -135,6 +184,14 @@ class DiskBlobs:
         if not _DIGEST.fullmatch(sha256):
             raise Refused(f"{sha256[:100]!r} is no digest; give the 64 hex digits of a SHA-256")
         return self._root / sha256[:2] / sha256[2:4] / sha256
+
+
+def _plain_directories(root: Path) -> Iterator[Path]:
+    return (path for path in root.iterdir() if len(path.name) == 2 and path.is_dir())
+
+
+def _age(path: Path) -> timedelta:
+    return datetime.now(UTC) - datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
 
 class _Verified(io.RawIOBase):

@@ -8,7 +8,9 @@ import re
 import stat
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -19,7 +21,6 @@ from shared.errors import ConfigurationError, HeadraceError, Refused, Unavailabl
 MAX_BYTES = 50_000_000
 _TAIL_SHARE = 10  # a tenth of a bounded log is kept for its end, where the traceback stands
 _PIECE_BYTES = 1024**2
-_INTERVAL_S = 0.1
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}(?:/[a-z0-9][a-z0-9-]{0,63}){0,3}")
 
 
@@ -27,12 +28,23 @@ class Logs(Protocol):
     """Logs by name (`runs/17/2`: up to four parts of lower-case letters, digits and `-`), which only ever grow.
 
     `append` answers with the new size in bytes. `read` answers with at most `limit` bytes from `offset` on and the size of the whole;
-    both are 0 where nothing was appended yet. Another name raises `Refused`.
+    both are 0 where nothing was appended yet. Another name raises `Refused`. A log is written by one process at a time. `pace_s` is how
+    long to wait between two appends or two looks.
+
+    `names` goes through all logs in no order (name, time of the last append in UTC, size in bytes) with bounded memory; `remove` makes a
+    log as if nothing had been appended.
     """
+
+    @property
+    def pace_s(self) -> float: ...
 
     def append(self, name: str, data: bytes) -> int: ...
 
     def read(self, name: str, offset: int, limit: int) -> tuple[bytes, int]: ...
+
+    def names(self) -> Iterator[tuple[str, datetime, int]]: ...
+
+    def remove(self, name: str) -> None: ...
 
 
 def make_logs(url: str) -> Logs:
@@ -45,6 +57,8 @@ def make_logs(url: str) -> Logs:
 
 class DiskLogs:
     """One file `NAME.log` per log under `root`."""
+
+    pace_s = 0.1
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -69,6 +83,17 @@ class DiskLogs:
         except FileNotFoundError:
             return b"", 0
 
+    def names(self) -> Iterator[tuple[str, datetime, int]]:
+        for path in self._root.rglob("*.log"):
+            name = path.relative_to(self._root).with_suffix("").as_posix()
+            with suppress(FileNotFoundError):  # removed meanwhile
+                if _NAME.fullmatch(name) and path.is_file():
+                    status = path.stat()
+                    yield name, datetime.fromtimestamp(status.st_mtime, UTC), status.st_size
+
+    def remove(self, name: str) -> None:
+        self._place(name).unlink(missing_ok=True)
+
     def _place(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
             raise Refused(f"{name[:100]!r} is no name of a log; write up to four parts like runs/17/2")
@@ -76,7 +101,7 @@ class DiskLogs:
 
 
 class Pump:
-    """Copies the file `path`, while others append to it, into the log `name`, every 0.1 s and once more at the end.
+    """Copies the file `path`, while others append to it, into the log `name`, at the store's pace and once more at the end.
 
     The log is whole up to `max_bytes`; of more, its first nine tenths and its last tenth are kept, with a line between that says how
     much is missing. The disk under what has been copied or cut is given back (Linux), so a chatty child fills no disk. A store that
@@ -120,7 +145,7 @@ class Pump:
         self.stop()
 
     def _run(self) -> None:
-        while not self._ended.wait(_INTERVAL_S):
+        while not self._ended.wait(self._logs.pace_s):
             self._try(last=False)
         self._try(last=True)
         if self._descriptor is not None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 
@@ -154,6 +155,67 @@ def test_many_writers_of_the_same_bytes_make_one_blob(blobs: Blobs, tmp_path: Pa
         assert len(set(pool.map(lambda _: blobs.put_bytes(data), range(8)))) == 1
     assert len(stored(tmp_path / "blobs")) == 1
     assert list((tmp_path / "blobs/tmp").iterdir()) == []
+
+
+def age(root: Path, hours: float) -> None:
+    """Make the one blob under `root` so old."""
+    (place,) = stored(root)
+    then = time.time() - hours * 3600
+    os.utime(place, (then, then))
+
+
+def test_all_that_is_stored_is_named_with_its_time_and_size(blobs: Blobs, tmp_path: Path) -> None:
+    assert list(blobs.stored()) == []
+    put = {blobs.put_bytes(data): len(data) for data in (b"", b"one", b"two" * 1000)}
+    (tmp_path / "blobs/README").write_text("not ours")
+    found = {sha256: (time, size) for sha256, time, size in blobs.stored()}
+    assert {sha256: size for sha256, (_, size) in found.items()} == put
+    assert all(abs(datetime.now(UTC) - time) < timedelta(minutes=1) for time, _ in found.values())
+
+
+def test_a_removed_blob_is_gone_and_may_be_removed_again(blobs: Blobs) -> None:
+    digest, other = blobs.put_bytes(b"one"), blobs.put_bytes(b"two")
+    blobs.remove(digest)
+    blobs.remove(digest)
+    assert [sha256 for sha256, _, _ in blobs.stored()] == [other]
+    assert not blobs.has(digest)
+
+
+def test_what_is_kept_is_fresh_and_not_removed_as_old(blobs: Blobs, tmp_path: Path) -> None:
+    digest = blobs.put_bytes(b"wanted")
+    age(tmp_path / "blobs", hours=30)
+    ((_, time, _),) = blobs.stored()
+    assert datetime.now(UTC) - time > timedelta(hours=29)
+    assert blobs.keep(digest)
+    ((_, time, _),) = blobs.stored()
+    assert datetime.now(UTC) - time < timedelta(hours=12)
+    blobs.remove(digest, older_than=timedelta(hours=24))
+    with blobs.open(digest) as stream:
+        assert stream.read() == b"wanted"
+    age(tmp_path / "blobs", hours=30)
+    blobs.remove(digest, older_than=timedelta(hours=24))
+    assert not blobs.has(digest)
+    assert not blobs.keep(digest)
+
+
+def test_storing_a_tree_keeps_what_is_there_already(blobs: Blobs, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/weights").write_bytes(b"same as ever")
+    manifest = read_tree(tmp_path / "tree")
+    blobs.put_bytes(b"same as ever")
+    age(tmp_path / "blobs", hours=30)
+    store_tree(blobs, tmp_path / "tree", manifest)
+    ((_, time, _),) = blobs.stored()
+    assert datetime.now(UTC) - time < timedelta(hours=12)
+
+
+def test_only_old_leftovers_of_killed_writers_are_removed(tmp_path: Path) -> None:
+    blobs = DiskBlobs(tmp_path / "blobs")
+    for name, hours in (("old", 25), ("new", 1)):
+        (tmp_path / "blobs/tmp" / name).write_text("half of it")
+        os.utime(tmp_path / "blobs/tmp" / name, (time.time() - hours * 3600,) * 2)
+    assert blobs.leftovers(timedelta(hours=24)) == 1
+    assert [path.name for path in (tmp_path / "blobs/tmp").iterdir()] == ["new"]
 
 
 def test_a_tree_comes_back_as_it_was_stored(blobs: Blobs, tmp_path: Path) -> None:

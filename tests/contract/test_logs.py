@@ -5,8 +5,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,26 @@ def test_logs_do_not_mix(logs: Logs) -> None:
     logs.append("runs/1/2", b"b")
     logs.append("runs/12", b"c")
     assert [logs.read(name, 0, 9)[0] for name in ("runs/1", "runs/1/2", "runs/12")] == [b"a", b"b", b"c"]
+
+
+def test_all_logs_are_named_with_their_time_and_size(logs: Logs) -> None:
+    assert list(logs.names()) == []
+    for name in ("runs/1", "runs/1/2", "runs/12"):
+        logs.append(name, b"x" * len(name))
+    found = {name: (time, size) for name, time, size in logs.names()}
+    assert {name: size for name, (_, size) in found.items()} == {"runs/1": 6, "runs/1/2": 8, "runs/12": 7}
+    assert all(abs(datetime.now(UTC) - time) < timedelta(minutes=1) for time, _ in found.values())
+
+
+def test_a_removed_log_is_as_if_nothing_had_been_appended(logs: Logs) -> None:
+    logs.append("runs/1", b"one")
+    logs.append("runs/1/2", b"two")
+    logs.remove("runs/1")
+    logs.remove("runs/1")
+    assert logs.read("runs/1", 0, 9) == (b"", 0)
+    assert [name for name, _, _ in logs.names()] == ["runs/1/2"]
+    assert logs.append("runs/1", b"again") == 5
+    assert logs.read("runs/1", 0, 9) == (b"again", 5)
 
 
 def test_many_writers_of_one_log_lose_nothing(logs: Logs) -> None:
@@ -176,6 +197,7 @@ class FlakyLogs:
         self.real = real
         self.broken = True
         self.asked = 0
+        self.pace_s = real.pace_s
 
     def append(self, name: str, data: bytes) -> int:
         self.asked += 1
@@ -185,6 +207,12 @@ class FlakyLogs:
 
     def read(self, name: str, offset: int, limit: int) -> tuple[bytes, int]:
         return self.real.read(name, offset, limit)
+
+    def names(self) -> Iterator[tuple[str, datetime, int]]:
+        return self.real.names()
+
+    def remove(self, name: str) -> None:
+        self.real.remove(name)
 
 
 def test_a_store_that_comes_back_gets_everything(logs: Logs, tmp_path: Path) -> None:
