@@ -16,11 +16,11 @@ from tempfile import mkstemp
 from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
-from shared.errors import ConfigurationError, NotFound, Permanent, Refused
+from shared.errors import ConfigurationError, HeadraceError, NotFound, Permanent, Refused
 from shared.locks import locked
 from shared.manifest import Manifest, hash_file
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
 _PIECE_BYTES = 1024**2
 _LEFT_OVER = timedelta(hours=24)
 
@@ -64,10 +64,17 @@ class Blobs(Protocol):
 
 
 def make_blobs(url: str) -> Blobs:
-    """The store at `url`: `file:///DIRECTORY`."""
+    """The store at `url`: `file:///DIRECTORY` or `s3://BUCKET/PREFIX`."""
     parts = urlsplit(url)
+    if parts.scheme == "s3":
+        from shared.blobs_s3 import S3Blobs  # boto3 costs a good part of a second, and most need none
+        from shared.s3 import Bucket
+
+        return S3Blobs(Bucket(url, "blobs_url"))
     if parts.scheme != "file" or parts.netloc or not parts.path.startswith("/"):
-        raise ConfigurationError(f"blobs_url {url!r} names no blob store; write file:///directory")
+        raise ConfigurationError(
+            f"blobs_url {url!r} names no blob store; write file:///directory or s3://bucket/prefix"
+        )
     return DiskBlobs(Path(unquote(parts.path)))
 
 
@@ -121,13 +128,12 @@ class DiskBlobs:
             raw = io.FileIO(self._place(sha256))
         except FileNotFoundError as error:
             raise NotFound(f"no blob {sha256} is stored") from error
-        return io.BufferedReader(_Verified(raw, sha256), _PIECE_BYTES)
+        damaged = BlobDamaged(f"the blob {sha256} is damaged on disk; remove the file, and put it again from a backup")
+        return io.BufferedReader(Verified(raw, os.fstat(raw.fileno()).st_size, sha256, damaged), _PIECE_BYTES)
 
     def fetch(self, sha256: str, into: Path) -> None:
-        with self.open(sha256) as source, _new_file(into.parent) as (target, written):
-            shutil.copyfileobj(source, target, _PIECE_BYTES)
-            target.flush()
-            written.rename(into)
+        with self.open(sha256) as source:
+            write_file(source, into)
 
     def keep(self, sha256: str) -> bool:
         try:
@@ -141,7 +147,7 @@ class DiskBlobs:
             for second in _plain_directories(first):
                 for path in second.iterdir():
                     with suppress(FileNotFoundError):  # removed meanwhile
-                        if _DIGEST.fullmatch(path.name) and self._place(path.name) == path:
+                        if DIGEST.fullmatch(path.name) and self._place(path.name) == path:
                             status = path.stat(follow_symlinks=False)
                             yield path.name, datetime.fromtimestamp(status.st_mtime, UTC), status.st_size
 
@@ -181,9 +187,13 @@ class DiskBlobs:
         return digest.hexdigest()
 
     def _place(self, sha256: str) -> Path:
-        if not _DIGEST.fullmatch(sha256):
-            raise Refused(f"{sha256[:100]!r} is no digest; give the 64 hex digits of a SHA-256")
+        check_digest(sha256)
         return self._root / sha256[:2] / sha256[2:4] / sha256
+
+
+def check_digest(sha256: str) -> None:
+    if not DIGEST.fullmatch(sha256):
+        raise Refused(f"{sha256[:100]!r} is no digest; give the 64 hex digits of a SHA-256")
 
 
 def _plain_directories(root: Path) -> Iterator[Path]:
@@ -194,14 +204,18 @@ def _age(path: Path) -> timedelta:
     return datetime.now(UTC) - datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
 
-class _Verified(io.RawIOBase):
-    """Hands out the last piece only when all bytes together have the digest."""
+class Verified(io.RawIOBase):
+    """Reads `raw` of `size_bytes` and hands out the last piece only when all bytes together have the digest; else raises `error`."""
 
-    def __init__(self, raw: io.FileIO, sha256: str) -> None:
+    def __init__(
+        self, raw: io.RawIOBase | io.BufferedReader, size_bytes: int, sha256: str, error: HeadraceError
+    ) -> None:
+        self.size_bytes = size_bytes
         self._raw = raw
         self._sha256 = sha256
+        self._error = error
         self._digest = hashlib.sha256()
-        self._left = os.fstat(raw.fileno()).st_size
+        self._left = size_bytes
 
     def readable(self) -> bool:
         return True
@@ -211,14 +225,20 @@ class _Verified(io.RawIOBase):
         self._digest.update(memoryview(buffer)[:count])
         self._left -= count
         if (self._left <= 0 or not count) and self._digest.hexdigest() != self._sha256:
-            raise BlobDamaged(
-                f"the blob {self._sha256} is damaged on disk; remove the file, and put it again from a backup"
-            )
+            raise self._error
         return count
 
     def close(self) -> None:
         self._raw.close()
         super().close()
+
+
+def write_file(source: BinaryIO, into: Path) -> None:
+    """Make or replace the file `into` in one step."""
+    with _new_file(into.parent) as (target, written):
+        shutil.copyfileobj(source, target, _PIECE_BYTES)
+        target.flush()
+        written.rename(into)
 
 
 @contextmanager
@@ -232,7 +252,7 @@ def _new_file(directory: Path) -> Iterator[tuple[BinaryIO, Path]]:
         Path(name).unlink(missing_ok=True)
 
 
-def open_plain(path: Path) -> BinaryIO:
+def open_plain(path: Path) -> io.BufferedReader:
     """Neither a link is followed nor a FIFO waited for: the file may be the work of a hostile child."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)

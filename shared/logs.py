@@ -21,7 +21,7 @@ from shared.errors import ConfigurationError, HeadraceError, Refused, Unavailabl
 MAX_BYTES = 50_000_000
 _TAIL_SHARE = 10  # a tenth of a bounded log is kept for its end, where the traceback stands
 _PIECE_BYTES = 1024**2
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}(?:/[a-z0-9][a-z0-9-]{0,63}){0,3}")
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}(?:/[a-z0-9][a-z0-9-]{0,63}){0,3}")
 
 
 class Logs(Protocol):
@@ -48,11 +48,22 @@ class Logs(Protocol):
 
 
 def make_logs(url: str) -> Logs:
-    """The store at `url`: `file:///DIRECTORY`."""
+    """The store at `url`: `file:///DIRECTORY` or `s3://BUCKET/PREFIX`."""
     parts = urlsplit(url)
+    if parts.scheme == "s3":
+        from shared.logs_s3 import S3Logs  # boto3 costs a good part of a second, and most need none
+        from shared.s3 import Bucket
+
+        return S3Logs(Bucket(url, "logs_url"))
     if parts.scheme != "file" or parts.netloc or not parts.path.startswith("/"):
-        raise ConfigurationError(f"logs_url {url!r} names no log store; write file:///directory")
+        raise ConfigurationError(f"logs_url {url!r} names no log store; write file:///directory or s3://bucket/prefix")
     return DiskLogs(Path(unquote(parts.path)))
+
+
+def check_name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise Refused(f"{name[:100]!r} is no name of a log; write up to four parts like runs/17/2")
+    return name
 
 
 class DiskLogs:
@@ -87,7 +98,7 @@ class DiskLogs:
         for path in self._root.rglob("*.log"):
             name = path.relative_to(self._root).with_suffix("").as_posix()
             with suppress(FileNotFoundError):  # removed meanwhile
-                if _NAME.fullmatch(name) and path.is_file():
+                if NAME.fullmatch(name) and path.is_file():
                     status = path.stat()
                     yield name, datetime.fromtimestamp(status.st_mtime, UTC), status.st_size
 
@@ -95,9 +106,7 @@ class DiskLogs:
         self._place(name).unlink(missing_ok=True)
 
     def _place(self, name: str) -> Path:
-        if not _NAME.fullmatch(name):
-            raise Refused(f"{name[:100]!r} is no name of a log; write up to four parts like runs/17/2")
-        return self._root / f"{name}.log"
+        return self._root / f"{check_name(name)}.log"
 
 
 class Pump:

@@ -2,7 +2,7 @@
 
 A file named by HEADRACE_SETTINGS (JSON, mode 0600) holds the settings; a variable HEADRACE_<NAME> overrides one.
 Secrets do not stay where a child of the same user could read them: `load()` blanks the values of what it has read in the C environment, so that
-/proc/PID/environ no longer shows them (the same is done for a variable that `resolve` hands out).
+/proc/PID/environ no longer shows them (the same is done for AWS's, which boto3 reads, and for a variable that `resolve` hands out).
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ from shared.errors import ConfigurationError
 
 FILE = "HEADRACE_SETTINGS"
 _SECRET = re.compile(r"_URL$|_SECRET|_PASSWORD|_TOKEN|_KEY", re.IGNORECASE)
+_AWS_SECRETS = (
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+)  # boto3 reads them itself
 
 
 class Settings(BaseModel):
@@ -33,8 +38,8 @@ class Settings(BaseModel):
     ledger_url: str = Field(description="SQLAlchemy URL of the ledger")
     redis_url: str = Field(description="URL of the Celery broker")
     mlflow_url: str = Field(default="http://127.0.0.1:5000", description="MLflow's tracking server")
-    blobs_url: str = Field(description="where bundles are kept: file:///…")
-    logs_url: str = Field(description="where run logs are kept: file:///…")
+    blobs_url: str = Field(description="where bundles are kept: file:///… or s3://bucket/prefix")
+    logs_url: str = Field(description="where run logs are kept: file:///… or s3://bucket/prefix")
     api_host: str = Field(default="127.0.0.1")
     api_port: int = Field(default=8080, ge=0, le=65535)
     index_url: str | None = Field(
@@ -90,6 +95,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         )
     if environ is os.environ:
         _hide(name for name in os.environ if name.startswith("HEADRACE_") and _SECRET.search(name))
+        _hide(_AWS_SECRETS)
     return settings
 
 

@@ -14,6 +14,7 @@ from shared.ledger.tables import metadata
 from tests.ledgers import CONFIG, HandClock, put_config
 from tests.postgres_server import Postgres, start_postgres
 from tests.redis_server import Valkey, start_valkey
+from tests.s3_server import S3Server, start_s3
 from tests.servers import Server, start_mlflow
 
 
@@ -37,6 +38,14 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
 def postgres() -> Iterator[Postgres]:
     """One PostgreSQL server for all: take a database of your own, and do not stop it."""
     server = start_postgres()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One S3 server for all: take a place of your own with `new_url`, and do not stop it."""
+    server = start_s3(tmp_path_factory.mktemp("s3"))
     yield server
     server.stop()
 

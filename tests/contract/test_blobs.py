@@ -6,8 +6,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -17,17 +19,55 @@ import pytest
 from shared.blobs import BlobDamaged, Blobs, DiskBlobs, make_blobs, materialise, store_tree
 from shared.errors import ConfigurationError, NotFound, Refused
 from shared.manifest import File, Manifest, read_tree
+from tests.s3_server import S3Server
 
 HOME = Path(__file__).parents[2]
 
 
+@dataclass
+class Store:
+    """A store, and the directory in which its blobs are files."""
+
+    url: str
+    root: Path
+    server: S3Server | None = None
+
+    @contextmanager
+    def altered(self) -> Iterator[Path]:
+        """The file of the one blob, for something to be done to it."""
+        (place,) = self.files()
+        yield place
+        if self.server is not None:
+            self.server.restart()
+
+    def files(self) -> list[Path]:
+        return [path for path in self.root.rglob("*") if path.is_file() and path.parent.name != "tmp"]
+
+    def age(self, hours: float) -> None:
+        """Make the one blob so old."""
+        then = time.time() - hours * 3600
+        with self.altered() as place:
+            os.utime(place, (then, then))
+
+
+@pytest.fixture(params=["disk", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "disk":
+        return Store(f"file://{tmp_path}/blobs", tmp_path / "blobs")
+    server = request.getfixturevalue("s3")
+    assert isinstance(server, S3Server)
+    url = server.new_url("blobs")
+    return Store(url, server.files(url), server)
+
+
 @pytest.fixture
-def blobs(tmp_path: Path) -> Blobs:
-    return make_blobs(f"file://{tmp_path}/blobs")
+def blobs(store: Store) -> Blobs:
+    return make_blobs(store.url)
 
 
-def stored(root: Path) -> list[Path]:
-    return [path for path in root.rglob("*") if path.is_file() and path.parent.name != "tmp"]
+@pytest.fixture
+def disk(tmp_path: Path) -> Store:
+    return Store(f"file://{tmp_path}/blobs", tmp_path / "blobs")
 
 
 def make_tree(root: Path) -> Manifest:
@@ -70,11 +110,10 @@ def test_what_is_no_digest_is_refused(digest: str, blobs: Blobs, tmp_path: Path)
 
 @pytest.mark.parametrize("position", [0, 1_500_000, 3 * 1024**2 - 1])
 def test_a_flipped_byte_is_noticed_before_the_last_piece_is_handed_out(
-    position: int, blobs: Blobs, tmp_path: Path
+    position: int, blobs: Blobs, store: Store, tmp_path: Path
 ) -> None:
     digest = blobs.put_bytes(b"\0" * 3 * 1024**2)
-    (place,) = stored(tmp_path / "blobs")
-    with place.open("r+b") as stream:
+    with store.altered() as place, place.open("r+b") as stream:
         stream.seek(position)
         stream.write(b"\1")
     with pytest.raises(BlobDamaged), blobs.open(digest) as damaged:
@@ -85,45 +124,47 @@ def test_a_flipped_byte_is_noticed_before_the_last_piece_is_handed_out(
     assert len(b"".join(handed_out)) < 3 * 1024**2
     with pytest.raises(BlobDamaged):
         blobs.fetch(digest, tmp_path / "copy")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["blobs"]
+    assert [path.name for path in tmp_path.iterdir() if path.name != "blobs"] == []
 
 
 @pytest.mark.parametrize("left", [0, 10])
-def test_a_blob_that_lost_its_end_is_noticed(left: int, blobs: Blobs, tmp_path: Path) -> None:
+def test_a_blob_that_lost_its_end_is_noticed(left: int, blobs: Blobs, store: Store, tmp_path: Path) -> None:
     digest = blobs.put_bytes(b"0123456789" * 2)
-    (place,) = stored(tmp_path / "blobs")
-    os.truncate(place, left)
+    with store.altered() as place:
+        os.truncate(place, left)
     with pytest.raises(BlobDamaged), blobs.open(digest) as damaged:
         damaged.read()
 
 
-def test_putting_the_bytes_again_heals_a_damaged_blob(blobs: Blobs, tmp_path: Path) -> None:
+def test_putting_the_bytes_again_heals_a_damaged_blob(blobs: Blobs, store: Store, tmp_path: Path) -> None:
     digest = blobs.put_bytes(b"good")
-    (place,) = stored(tmp_path / "blobs")
-    place.write_bytes(b"evil")
+    with store.altered() as place:
+        place.write_bytes(b"evil")
     blobs.put_bytes(b"good")
     with blobs.open(digest) as stream:
         assert stream.read() == b"good"
 
 
-def test_a_link_a_pipe_and_a_directory_are_not_put(blobs: Blobs, tmp_path: Path) -> None:
+def test_a_link_a_pipe_and_a_directory_are_not_put(blobs: Blobs, store: Store, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/etc/passwd")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "directory").mkdir()
     for name in ("link", "pipe", "directory", "missing"):
         with pytest.raises(Refused, match="invalid_bundle"):
             blobs.put_file(tmp_path / name)
-    assert stored(tmp_path / "blobs") == []
+    assert store.files() == []
 
 
-def test_blobs_are_for_their_owner_alone(blobs: Blobs, tmp_path: Path) -> None:
+def test_blobs_are_for_their_owner_alone(disk: Store, tmp_path: Path) -> None:
+    blobs = make_blobs(disk.url)
     blobs.put_bytes(b"secret model")
-    (place,) = stored(tmp_path / "blobs")
+    (place,) = disk.files()
     assert place.stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "blobs/tmp").stat().st_mode & 0o777 == 0o700
 
 
-def test_a_writer_killed_in_the_middle_leaves_nothing_that_counts(blobs: Blobs, tmp_path: Path) -> None:
+def test_a_writer_killed_in_the_middle_leaves_nothing_that_counts(disk: Store, tmp_path: Path) -> None:
+    blobs = make_blobs(disk.url)
     with (tmp_path / "large").open("wb") as stream:
         stream.truncate(4 * 1024**3)  # takes no disk; long enough to be killed in
     program = "import sys, pathlib; from shared.blobs import DiskBlobs; DiskBlobs(pathlib.Path(sys.argv[1])).put_file(pathlib.Path(sys.argv[2]))"
@@ -135,7 +176,7 @@ def test_a_writer_killed_in_the_middle_leaves_nothing_that_counts(blobs: Blobs, 
     finally:
         child.kill()
     assert child.wait() == -signal.SIGKILL
-    assert stored(tmp_path / "blobs") == []
+    assert disk.files() == []
     (left,) = (tmp_path / "blobs/tmp").iterdir()
     os.utime(left, (0, 0))
     assert blobs.has(DiskBlobs(tmp_path / "blobs").put_bytes(b"the next one"))
@@ -149,25 +190,18 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
         threading.Event().wait(0.002)
 
 
-def test_many_writers_of_the_same_bytes_make_one_blob(blobs: Blobs, tmp_path: Path) -> None:
+def test_many_writers_of_the_same_bytes_make_one_blob(blobs: Blobs, store: Store, tmp_path: Path) -> None:
     data = b"same" * 500_000
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(lambda _: blobs.put_bytes(data), range(8)))) == 1
-    assert len(stored(tmp_path / "blobs")) == 1
-    assert list((tmp_path / "blobs/tmp").iterdir()) == []
+    assert len(store.files()) == 1
+    assert not [path for path in store.root.rglob("*") if path.is_file() and path.name[0] == "."]
 
 
-def age(root: Path, hours: float) -> None:
-    """Make the one blob under `root` so old."""
-    (place,) = stored(root)
-    then = time.time() - hours * 3600
-    os.utime(place, (then, then))
-
-
-def test_all_that_is_stored_is_named_with_its_time_and_size(blobs: Blobs, tmp_path: Path) -> None:
+def test_all_that_is_stored_is_named_with_its_time_and_size(blobs: Blobs, store: Store) -> None:
     assert list(blobs.stored()) == []
     put = {blobs.put_bytes(data): len(data) for data in (b"", b"one", b"two" * 1000)}
-    (tmp_path / "blobs/README").write_text("not ours")
+    (store.root / "README").write_text("not ours")
     found = {sha256: (time, size) for sha256, time, size in blobs.stored()}
     assert {sha256: size for sha256, (_, size) in found.items()} == put
     assert all(abs(datetime.now(UTC) - time) < timedelta(minutes=1) for time, _ in found.values())
@@ -181,9 +215,9 @@ def test_a_removed_blob_is_gone_and_may_be_removed_again(blobs: Blobs) -> None:
     assert not blobs.has(digest)
 
 
-def test_what_is_kept_is_fresh_and_not_removed_as_old(blobs: Blobs, tmp_path: Path) -> None:
+def test_what_is_kept_is_fresh_and_not_removed_as_old(blobs: Blobs, store: Store, tmp_path: Path) -> None:
     digest = blobs.put_bytes(b"wanted")
-    age(tmp_path / "blobs", hours=30)
+    store.age(hours=30)
     ((_, time, _),) = blobs.stored()
     assert datetime.now(UTC) - time > timedelta(hours=29)
     assert blobs.keep(digest)
@@ -192,18 +226,18 @@ def test_what_is_kept_is_fresh_and_not_removed_as_old(blobs: Blobs, tmp_path: Pa
     blobs.remove(digest, older_than=timedelta(hours=24))
     with blobs.open(digest) as stream:
         assert stream.read() == b"wanted"
-    age(tmp_path / "blobs", hours=30)
+    store.age(hours=30)
     blobs.remove(digest, older_than=timedelta(hours=24))
     assert not blobs.has(digest)
     assert not blobs.keep(digest)
 
 
-def test_storing_a_tree_keeps_what_is_there_already(blobs: Blobs, tmp_path: Path) -> None:
+def test_storing_a_tree_keeps_what_is_there_already(blobs: Blobs, store: Store, tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/weights").write_bytes(b"same as ever")
     manifest = read_tree(tmp_path / "tree")
     blobs.put_bytes(b"same as ever")
-    age(tmp_path / "blobs", hours=30)
+    store.age(hours=30)
     store_tree(blobs, tmp_path / "tree", manifest)
     ((_, time, _),) = blobs.stored()
     assert datetime.now(UTC) - time < timedelta(hours=12)
@@ -280,7 +314,7 @@ def test_a_tree_with_a_lost_blob_does_not_appear(blobs: Blobs, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "url", ["", "/srv/blobs", "s3://bucket", "file://host/srv", "file:relative", "https://example.com/"]
+    "url", ["", "/srv/blobs", "s4://bucket", "file://host/srv", "file:relative", "https://example.com/"]
 )
 def test_an_unknown_store_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match="file:///directory"):

@@ -14,6 +14,7 @@ import pytest
 
 from shared.errors import ConfigurationError, Refused, Unavailable
 from shared.logs import DiskLogs, Logs, Pump, make_logs
+from tests.s3_server import S3Server
 
 NAME = "runs/17/2"
 # Writes numbered lines of 100 bytes, each in one write, as the streams of a child and of its own child do.
@@ -25,9 +26,18 @@ for number in range(int(sys.argv[3])):
 """
 
 
+@pytest.fixture(params=["disk", "s3"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "disk":
+        return f"file://{tmp_path}/logs"
+    server = request.getfixturevalue("s3")
+    assert isinstance(server, S3Server)
+    return server.new_url("logs")
+
+
 @pytest.fixture
-def logs(tmp_path: Path) -> Logs:
-    return make_logs(f"file://{tmp_path}/logs")
+def logs(url: str) -> Logs:
+    return make_logs(url)
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
@@ -107,10 +117,10 @@ def test_a_negative_offset_or_limit_is_refused(offset: int, limit: int, logs: Lo
         logs.read(NAME, offset, limit)
 
 
-@pytest.mark.parametrize("url", ["", "s3://bucket", "file://host/logs", "logs"])
-def test_an_unknown_store_is_refused(url: str) -> None:
+@pytest.mark.parametrize("wrong", ["", "s4://bucket", "file://host/logs", "logs"])
+def test_an_unknown_store_is_refused(wrong: str) -> None:
     with pytest.raises(ConfigurationError, match="file:///directory"):
-        make_logs(url)
+        make_logs(wrong)
 
 
 def test_the_log_follows_the_file_while_it_is_written(logs: Logs, tmp_path: Path) -> None:
