@@ -50,6 +50,14 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     server.stop()
 
 
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The S3 server, and this process's environment as boto3 needs it to reach it."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_server
+
+
 @pytest.fixture(scope="session")
 def postgres_template(postgres: Postgres) -> str:
     """The name of a database with the ledger's tables, to be copied with `new_database`."""

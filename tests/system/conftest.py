@@ -12,9 +12,8 @@ from tests.system.product import Product
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a product stay on one worker, so that it is started once."""
     for item in items:
-        if "product" in getattr(item, "fixturenames", ()):
-            stack = item.callspec.params.get("stack") if hasattr(item, "callspec") else None
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{stack}"))
+        if "product" in getattr(item, "fixturenames", ()) and isinstance(item, pytest.Function):
+            item.add_marker(pytest.mark.xdist_group(str(item.callspec.params["stack"])))
 
 
 @pytest.fixture(scope="session", params=["embedded", "servers"])
@@ -23,11 +22,11 @@ def stack(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def product(request: pytest.FixtureRequest, stack: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
-    """The started product, one for each file of tests; every test adds models of its own."""
+    """The started product, one of each stack; every test adds models of its own."""
     elsewhere = (
-        servers(request.getfixturevalue("postgres"), request.getfixturevalue("s3")) if stack == "servers" else {}
+        servers(request.getfixturevalue("postgres"), request.getfixturevalue("s3_server")) if stack == "servers" else {}
     )
     started = Product(tmp_path_factory.mktemp("product"), elsewhere=elsewhere)
     try:

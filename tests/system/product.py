@@ -78,7 +78,12 @@ def predict(model, frame):
 class Product:
     """`python -m stack up` on a directory of its own, with models that a test adds. `elsewhere` names servers that run already."""
 
-    def __init__(self, root: Path, classes: str = "standard = {}", elsewhere: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        classes: str = "standard = {}\nremote = { slots = 0 }",
+        elsewhere: Mapping[str, str] | None = None,
+    ) -> None:
         self.root = root
         self.state = root / "state"
         self.config = root / "headrace.toml"

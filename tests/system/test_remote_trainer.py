@@ -12,12 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.postgres_server import Postgres
-from tests.s3_server import S3Server
-from tests.system.conftest import servers
 from tests.system.product import ROOT, Product
 
-CLASSES = "standard = {}\nremote = { slots = 0 }"
+pytestmark = pytest.mark.parametrize("stack", ["servers"], indirect=True)
 
 
 class Machine:
@@ -71,59 +68,50 @@ class Machine:
         return [path.parent for path in self.root.glob("state/trainer/environments/*/headrace-environment.json")]
 
 
-@pytest.fixture(scope="module")
-def apart(postgres: Postgres, s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
-    started = Product(tmp_path_factory.mktemp("apart"), CLASSES, servers(postgres, s3))
-    try:
-        started.start()
-        yield started
-    finally:
-        started.stop()
-
-
 @pytest.fixture
-def machines(apart: Product, tmp_path: Path) -> Iterator[tuple[Machine, Machine]]:
-    both = Machine(apart, tmp_path, "first"), Machine(apart, tmp_path, "second")
+def machines(product: Product, tmp_path: Path) -> Iterator[tuple[Machine, Machine]]:
+    both = Machine(product, tmp_path, "first"), Machine(product, tmp_path, "second")
     yield both
     for one in both:
         one.stop()
 
 
 def test_a_machine_that_dies_in_mid_training_is_replaced_by_one_that_has_nothing_of_it(
-    apart: Product, machines: tuple[Machine, Machine]
+    product: Product, machines: tuple[Machine, Machine]
 ) -> None:
     first, second = machines
-    model = apart.add_model("roaming", compute_class="remote")
+    model = product.add_model("roaming", compute_class="remote")
     model.hold()
     model.insert()
-    apart.wait(
-        "a run that no worker serves", lambda: "no worker serves train.remote" in apart.headrace("why", "roaming")
+    product.wait(
+        "a run that no worker serves",
+        lambda: any("no worker serves train.remote" in run["sentence"] for run in model.runs()),
     )
     first.start()
     run = model.wait_for_state("running")
     path = f"/v1/runs/{run['id']}"
-    apart.wait("the author's code to run", lambda: "training on" in apart.get(f"{path}/log")["text"])
+    product.wait("the author's code to run", lambda: "training on" in product.get(f"{path}/log")["text"])
     assert first.environments
     assert not second.environments
     second.start()
     first.kill()
-    apart.wait("a second attempt", lambda: len(apart.get(path)["attempts"]) == 2)
+    product.wait("a second attempt", lambda: len(product.get(path)["attempts"]) == 2)
     model.go()
     model.wait_for_champion(1)
-    ended = apart.get(path)
+    ended = product.get(path)
     assert [attempt["outcome"] for attempt in ended["attempts"]] == ["lost", "trained"]
     assert [attempt["worker"].partition("@")[0] for attempt in ended["attempts"]] == ["first", "second"]
     assert [path.name for path in first.environments] == [path.name for path in second.environments]
     for attempt in (1, 2):
-        assert "training on" in apart.get(f"{path}/log?attempt={attempt}")["text"]
+        assert "training on" in product.get(f"{path}/log?attempt={attempt}")["text"]
     assert not model.processes()
 
 
 def test_a_machine_scores_a_champion_that_another_has_trained(
-    apart: Product, machines: tuple[Machine, Machine]
+    product: Product, machines: tuple[Machine, Machine]
 ) -> None:
     first, second = machines
-    model = apart.add_model("handed-on", compute_class="remote")
+    model = product.add_model("handed-on", compute_class="remote")
     first.start()
     model.insert()
     model.wait_for_champion(1)
@@ -134,4 +122,3 @@ def test_a_machine_scores_a_champion_that_another_has_trained(
     verdict = model.get("/versions/2")["verdict"]
     assert verdict["champion"] == 1
     assert any("0.75" in reason and "0.7" in reason for reason in verdict["reasons"])
-    assert apart.get("/v1/status")["datasets"]
