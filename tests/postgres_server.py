@@ -49,6 +49,11 @@ class Postgres:
         with psycopg.connect(self.database_url(database), autocommit=True) as connection:
             connection.execute(statement.encode())
 
+    def psql(self, url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """What an operator would type."""
+        argv = [str(_binaries(self.directory) / "psql"), "--no-psqlrc", url, *arguments]
+        return subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/")
+
     def stop(self) -> None:
         """Fast: who is connected is sent away."""
         self._end(signal.SIGINT)
@@ -67,9 +72,7 @@ class Postgres:
 
 def start_postgres() -> Postgres:
     """In a directory of its own below the system's temporary one, for the paths of a test may be closed to the user that it runs as."""
-    directory = Path(tempfile.mkdtemp(prefix="headrace-pg-"))
-    if os.geteuid() == 0:
-        shutil.chown(directory, NOBODY)
+    directory = _new_directory()
     password = directory / "password"
     password.write_text(PASSWORD)
     password.chmod(0o644)
@@ -90,10 +93,40 @@ def start_postgres() -> Postgres:
         cwd=directory,
         **_user(),
     )
+    port = _free_port()
+    return Postgres(directory, port, _start(directory, port))
+
+
+def start_standby(primary: Postgres) -> Postgres:
+    """A copy that follows `primary` and can be read."""
+    directory = _new_directory()
+    address = f"postgresql://postgres:{PASSWORD}@127.0.0.1:{primary.port}/"
+    argv = [
+        str(_binaries(directory) / "pg_basebackup"),
+        "-d",
+        address,
+        "-D",
+        str(directory / "data"),
+        "-R",
+        "-c",
+        "fast",
+    ]
+    subprocess.run([*argv, "--no-sync"], check=True, capture_output=True, cwd=directory, **_user())
+    port = _free_port()
+    return Postgres(directory, port, _start(directory, port))
+
+
+def _new_directory() -> Path:
+    directory = Path(tempfile.mkdtemp(prefix="headrace-pg-"))
+    if os.geteuid() == 0:
+        shutil.chown(directory, NOBODY)
+    return directory
+
+
+def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        port = int(listener.getsockname()[1])
-    return Postgres(directory, port, _start(directory, port))
+        return int(listener.getsockname()[1])
 
 
 def _start(directory: Path, port: int) -> subprocess.Popen[bytes]:
