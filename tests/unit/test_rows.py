@@ -73,3 +73,13 @@ def test_an_address_that_is_not_passed_on_names_the_line_to_add() -> None:
     ).train
     with pytest.raises(LookupError, match=r'pass_env = \["NOT_GIVEN"\]'):
         _ = found.url
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+def test_the_address_of_a_postgresql_is_one_that_psycopg_and_sqlalchemy_take(scheme: str) -> None:
+    described = {
+        "kind": "sql",
+        "url": f"{scheme}://me@host/db?sslmode=require",
+        "train": {"table": "t", "cursor": "id"},
+    }
+    assert Dataset("flights", described).train.url == "postgresql://me@host/db?sslmode=require"

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 _STYLES = {"named": ":{}", "pyformat": "%({})s", "qmark": "?", "format": "%s"}
+_POSTGRESQL = re.compile(r"^postgres(?:ql)?(?:\+\w+)?://")
 _SQLITE = re.compile(r"sqlite(?:\+\w+)?:///(?P<path>[^?]+)")
 
 
@@ -54,7 +55,10 @@ class Rows:
 
     @property
     def url(self) -> str:
-        """The database's address. Raises `LookupError` with the line to add if the operator does not pass it on."""
+        """The database's address, of a PostgreSQL as psycopg.connect() and SQLAlchemy both take it.
+
+        Raises `LookupError` with the line to add if the operator does not pass it on.
+        """
         variable = self._source.get("url_variable")
         found: str | None = os.environ.get(variable) if variable else self._source.get("url")
         if found is None:
@@ -62,7 +66,7 @@ class Rows:
                 f"the address of the data is in {variable}, which this model is not given; the operator allows it with the line\n"
                 f'    pass_env = ["{variable}"]\nunder the model in headrace.toml'
             )
-        return found
+        return _POSTGRESQL.sub("postgresql://", found)
 
     def connect(self) -> sqlite3.Connection:
         """A connection to a SQLite database, for reading only."""
