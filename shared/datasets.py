@@ -22,7 +22,7 @@ class Sql(Strict):
     url: DatabaseUrl = Field(
         description="The database; a URL that holds a password stands in a variable.", examples=["env:FLIGHTS_URL"]
     )
-    table: Identifier = Field(description="The table or view.", examples=["flights"])
+    table: Identifier = Field(description="The table or view, without a schema.", examples=["flights"])
     cursor: Identifier = Field(
         description="An indexed column that is higher in every new row: an integer or a timestamp.", examples=["id"]
     )
@@ -33,7 +33,7 @@ class Sql(Strict):
     )
     lag: Annotated[Duration, AfterValidator(Within(_NONE, _DAY))] = Field(
         _NONE,
-        description="Rows younger than this may still get company below them; they are read when it has passed.",
+        description="Rows younger than this may still get company below them; they are read when it has passed. Not needed for PostgreSQL's open transactions.",
         examples=["5s"],
     )
     time_column: Identifier | None = Field(

@@ -113,7 +113,9 @@ class Roster:
 
         def open_source() -> SqlSource:
             url = surroundings.resolve(source.url)
-            return SqlSource(url, source.table, source.cursor, source.lag, source.time_column, dataset.holdout)
+            return SqlSource(
+                url, source.table, source.cursor, source.lag, source.time_column, dataset.holdout, told=wake.call
+            )
 
         lease = timedelta(seconds=self._settings.lease_s)
         return DatasetWatch(

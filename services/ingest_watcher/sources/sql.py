@@ -10,44 +10,30 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    Connection,
-    DateTime,
-    Engine,
-    NullPool,
-    column,
-    create_engine,
-    event,
-    func,
-    inspect,
-    literal,
-    make_url,
-    select,
-    table,
-)
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy import BigInteger, Connection, DateTime, Numeric, column, func, inspect, literal, select, table
+from sqlalchemy.exc import DataError, SQLAlchemyError
 from sqlalchemy.sql import quoted_name
 
-from services.ingest_watcher.sources.commits import Commits, open_read_only
+from services.ingest_watcher.sources.commits import Commits
+from services.ingest_watcher.sources.engines import listening, make_engine, read_url, sqlite_file
 from services.ingest_watcher.sources.horizon import Horizon
 from services.ingest_watcher.sources.points import from_point, to_point, to_time
+from services.ingest_watcher.sources.postgres import Postgres
 from services.ingest_watcher.watch import Look
 from shared.catalog import Holdout
 from shared.cuts import Cut
-from shared.errors import ConfigurationError, Conflict, HeadraceError, NotFound, Unavailable
+from shared.errors import Conflict, HeadraceError, NotFound, Refused, Unavailable
 
-LOCKED_S = 2.0
-CONNECT_S = 5
-_TIMEOUT_NAMED_SO = {"psycopg", "psycopg2", "pymysql", "mysqldb"}
+_NOT_ORDERED, _NOT_GRANTED = "42883", "42501"  # PostgreSQL: there is no max() of such a type; the role may not do this
 
 
 class SqlSource:
-    """A table, looked at over one connection at a time; `lag` is explained at `Horizon`.
+    """A table, looked at over one connection at a time; `lag` is explained at `Horizon`, and what more PostgreSQL knows at `Postgres`.
 
+    `told` is called, from another thread, when the database itself tells of new rows; `stirred` is true from then on until it is asked.
     Rows with the same cursor are never parted, so a holdout of times may be somewhat smaller than its share. Raises `ConfigurationError` for
     a URL that cannot be used.
     """
@@ -61,9 +47,11 @@ class SqlSource:
         time_column: str | None = None,
         holdout: Holdout | None = None,
         clock: Callable[[], float] = time.monotonic,
+        told: Callable[[], None] = lambda: None,
     ) -> None:
-        self._file = _sqlite_file(url)
-        self._engine = _make_engine(url, self._file)
+        address = read_url(url)
+        self._file = sqlite_file(address)
+        self._engine = make_engine(address)
         self._commits = Commits(self._file) if self._file else None
         # Columns are always written with their table's name: SQLite takes an unknown "name" alone for a text.
         self._cursor: Any = column(quoted_name(cursor, True))
@@ -73,6 +61,10 @@ class SqlSource:
         self._time = self._table.c[time_column] if time_column else None
         self._holdout = holdout or Holdout()
         self._horizon = Horizon(lag.total_seconds(), clock)
+        self._postgres: Postgres | None = None
+        if self._engine.dialect.driver == "psycopg":
+            connect = partial(listening, self._engine)
+            self._postgres = Postgres(table_name, cursor, lag.total_seconds(), clock, connect, told)
 
     @property
     def tells(self) -> bool:
@@ -80,29 +72,42 @@ class SqlSource:
         return self._commits is not None
 
     def stirred(self) -> bool:
-        return self._commits is not None and self._commits.stirred()
+        knows = self._commits or self._postgres
+        return knows is not None and knows.stirred()
 
     def settles_in_s(self) -> float | None:
-        return self._horizon.settles_in_s()
+        pauses = [self._horizon.settles_in_s(), self._postgres.settles_in_s() if self._postgres else None]
+        return min((pause for pause in pauses if pause is not None), default=None)
 
     def close(self) -> None:
         self._engine.dispose()
-        if self._commits:
-            self._commits.close()
+        for held in (self._commits, self._postgres):
+            if held is not None:
+                held.close()
 
     def look(self, before: Cut | None) -> Look | None:
         """How far the table goes now; None while there is nothing (settled) above `before`. Writes nothing.
 
-        Raises `Unavailable` when the database does not answer, `NotFound` for a table or column that is not there, `Refused` for a cursor that
-        is neither integer nor time, `Conflict` when the table ends below `before`.
+        Raises `Unavailable` when the database does not answer or a transaction holds rows back for long, `NotFound` for a table or column that
+        is not there, `Refused` for a cursor that is neither integer nor time, `Conflict` when the table ends below `before`.
         """
-        with self._explained(), self._engine.connect() as connection, connection.begin():
-            newest = connection.scalar(select(func.max(self._cursor)))
-            above = self._above(before, newest)
-            upto = self._horizon.settled(newest) if newest is not None else None
-            if upto is None or (above is not None and upto <= above):
-                return None
-            return self._measure(connection, before, above, upto)
+        with self._explained(), self._engine.connect() as connection:
+            with connection.begin():
+                newest = connection.scalar(select(func.max(self._cursor)))
+                above = self._above(before, newest)
+                upto = self._settled(connection, newest)
+                if upto is None or (above is not None and upto <= above):
+                    if self._postgres is not None:
+                        self._postgres.check_held(connection, above)
+                    return None
+            # Begun anew: only so it sees what was committed while the maximum was found settled.
+            with connection.begin():
+                return self._measure(connection, before, above, upto)
+
+    def _settled(self, connection: Connection, newest: Any) -> Any:
+        by_database = self._postgres.settled(connection, newest) if self._postgres is not None else newest
+        by_age = self._horizon.settled(newest) if newest is not None else None
+        return None if by_database is None or by_age is None else min(by_database, by_age)
 
     def _above(self, before: Cut | None, newest: Any) -> Any:
         """The last cut's point as the driver wants it; None before the first rows."""
@@ -194,52 +199,28 @@ class SqlSource:
                 return NotFound(
                     f"the table {self._table.name!r} has no column {missing[0]!r}; it has {', '.join(there[:30])}"
                 )
-        said = str(getattr(error, "orig", None) or error).strip().splitlines()
+        cause = getattr(error, "orig", None) or error
+        if getattr(cause, "sqlstate", None) == _NOT_GRANTED:
+            return Refused(
+                f"the database says: {str(cause).splitlines()[0][:300]}; grant its role SELECT on {self._table.name!r}"
+            )
+        if getattr(cause, "sqlstate", None) == _NOT_ORDERED:
+            return Refused(
+                f"{self._where} is neither an integer nor a time, and the database knows no highest of its type; choose another `cursor`"
+            )
+        said = str(cause).strip().splitlines()
+        if isinstance(error, DataError):
+            return Refused(
+                f"{self._where} holds what cannot be read ({said[0][:300]}); correct that row, or choose another `cursor`"
+            )
         return Unavailable(
             f"the database did not answer ({said[0][:300] if said else type(error).__name__}); it is asked again"
         )
 
 
-def _sqlite_file(url: str) -> Path | None:
-    try:
-        parsed = make_url(url)
-    except ArgumentError as error:  # whose text quotes the URL, password and all
-        raise ConfigurationError(
-            "the database's URL cannot be read; write it as in postgresql+psycopg://user@host/name"
-        ) from error
-    if parsed.get_backend_name() != "sqlite":
-        return None
-    if not parsed.database or parsed.database == ":memory:":
-        raise ConfigurationError(
-            "a database in memory is seen by its own process only; name a file: sqlite:////srv/flights.db"
-        )
-    return Path(parsed.database)
-
-
-def _make_engine(url: str, file: Path | None) -> Engine:
-    if file is not None:
-        # A connection a look: it costs 0.2 ms, and a file that was put in the place of the old one is read at once.
-        engine = create_engine(
-            "sqlite://", creator=lambda: open_read_only(file, LOCKED_S), poolclass=NullPool, hide_parameters=True
-        )
-        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
-        return engine
-    parsed = make_url(url)
-    try:
-        driver = parsed.get_dialect().driver
-        limits: dict[str, Any] = {"connect_timeout": CONNECT_S} if driver in _TIMEOUT_NAMED_SO else {}
-        return create_engine(
-            parsed, pool_size=1, max_overflow=1, pool_pre_ping=True, connect_args=limits, hide_parameters=True
-        )
-    except (NoSuchModuleError, ImportError) as error:
-        raise ConfigurationError(
-            f"there is no driver for {parsed.drivername} here ({error}); install it beside the watcher"
-        ) from error
-
-
 def _bound(value: Any) -> Any:
     if isinstance(value, int):
-        return literal(value, BigInteger())
+        return literal(value, BigInteger() if abs(value) < 2**63 else Numeric())
     if isinstance(value, datetime):
         return literal(value, DateTime(timezone=value.tzinfo is not None))
     return literal(value)
