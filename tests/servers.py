@@ -54,8 +54,13 @@ class Server:
                 os.killpg(self.process.pid, signal.SIGKILL)
 
 
-def start_mlflow(directory: Path, port: int | None = None) -> Server:
-    """Start `mlflow server` on SQLite and local artifacts under `directory`; started again there, it has kept everything."""
+def start_mlflow(
+    directory: Path, port: int | None = None, artifacts: str | None = None, extra: Mapping[str, str] | None = None
+) -> Server:
+    """Start `mlflow server` on SQLite and local artifacts under `directory`; started again there, it has kept everything.
+
+    `artifacts` puts those elsewhere (`s3://…`), and `extra` are the variables that the server needs for it.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     database = directory / "mlflow.db"
     if not database.exists():
@@ -63,10 +68,15 @@ def start_mlflow(directory: Path, port: int | None = None) -> Server:
     port = port or free_port()
     log = directory / "mlflow.log"
     argv = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    argv += ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(directory / "artifacts")]
+    argv += [
+        "--backend-store-uri",
+        f"sqlite:///{database}",
+        "--artifacts-destination",
+        artifacts or str(directory / "artifacts"),
+    ]
     with log.open("ab") as output:
         process = subprocess.Popen(
-            argv, env=_mlflow_environment(), stdout=output, stderr=output, start_new_session=True
+            argv, env=_mlflow_environment(extra), stdout=output, stderr=output, start_new_session=True
         )
     server = Server(f"http://127.0.0.1:{port}", process, log)
     wait_for_http(server, "/health")

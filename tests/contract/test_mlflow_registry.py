@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from textwrap import dedent
@@ -26,11 +27,12 @@ from services.registry_bridge.registration import Registered, Registration
 from shared.errors import Fenced, Permanent, Refused, Unavailable
 from shared.manifest import read_tree
 from tests.faulty_proxy import Fault, FaultyProxy
-from tests.servers import Server, free_port
+from tests.servers import Server, free_port, start_mlflow
 
 ROOT = Path(__file__).parents[2]
 AT = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 LOCK = "numpy==2.4.6 \\\n    --hash=sha256:" + "ab" * 32 + "\n"
+LARGE = bytes(range(256)) * 40_000  # in several parts, in and out
 LOADER = """
     import json, pathlib, sys
 
@@ -121,6 +123,20 @@ def proxy(mlflow_server: Server) -> Iterator[FaultyProxy]:
         yield between
 
 
+@pytest.fixture(scope="module", params=["disk", "s3"])
+def any_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """MLflow with its artifacts on disk and on S3, which it alone reaches: the bridge and clients go through it."""
+    if request.param == "disk":
+        yield request.getfixturevalue("mlflow_server")
+        return
+    store = request.getfixturevalue("s3_server")
+    server = start_mlflow(
+        tmp_path_factory.mktemp("mlflow-s3"), artifacts=store.new_url("mlflow"), extra=store.environment
+    )
+    yield server
+    server.stop()
+
+
 def assert_there_once(client: MlflowClient, registration: Registration, registered: Registered) -> None:
     """One version, one MLflow run, one logged model: finished, and pointing at each other."""
     (version,) = client.search_model_versions(f"name = '{registration.model}'")
@@ -175,22 +191,26 @@ def test_an_mlflow_run_holds_what_is_needed_to_judge_it(
 
 
 def test_the_version_is_loaded_and_predicts_in_a_process_that_knows_nothing_of_us(
-    mlflow_server: Server, registry: MlflowRegistry, registration: Registration
+    any_server: Server, registration: Registration
 ) -> None:
+    (registration.composed_dir / "data/model/more.bin").write_bytes(LARGE)
+    registry = MlflowRegistry(any_server.url)
     registry.set_champion(registration.model, registry.register(registration).version)
     script = f"""
-        import mlflow, pandas
+        import hashlib, mlflow, pandas
         model = mlflow.pyfunc.load_model("models:/{registration.model}@champion")
         print(model.predict(pandas.DataFrame({{"distance": [100, 200]}})).tolist(), model.input_example.to_dict("records"))
         try:
             model.predict(pandas.DataFrame({{"distance": ["far"]}}))
         except mlflow.MlflowException as refusal:
             print("refused:", "distance" in str(refusal))
+        place = mlflow.artifacts.download_artifacts("models:/{registration.model}@champion")
+        print(hashlib.sha256(open(place + "/data/model/more.bin", "rb").read()).hexdigest())
         print(open(mlflow.pyfunc.get_model_dependencies("models:/{registration.model}@champion")).read())
     """
     environment = {
         **os.environ,
-        "MLFLOW_TRACKING_URI": mlflow_server.url,
+        "MLFLOW_TRACKING_URI": any_server.url,
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }
     ran = subprocess.run(
@@ -202,7 +222,9 @@ def test_the_version_is_loaded_and_predicts_in_a_process_that_knows_nothing_of_u
         timeout=90,
         check=False,
     )
-    assert ran.stdout == "[250.0, 500.0] [{'distance': 100}]\nrefused: True\n" + LOCK + "\n", ran.stderr
+    assert (
+        ran.stdout == f"[250.0, 500.0] [{{'distance': 100}}]\nrefused: True\n{sha256(LARGE).hexdigest()}\n{LOCK}\n"
+    ), ran.stderr
 
 
 def test_the_composed_directory_is_complete_and_the_same_each_time(bundle: Path) -> None:
