@@ -238,12 +238,13 @@ async def poll(
     news: Callable[[Told], bool],
     wait_s: float,
     changed: Callable[[], bool] = lambda: True,
+    look_s: float = LOOK_S,
 ) -> Told:
     """What `look` finds, as soon as that is news, or when the time is over; between two looks no transaction is open."""
     deadline = time.monotonic() + wait_s
     found = await run_in_threadpool(look)
     while not news(found) and (left := deadline - time.monotonic()) > 0 and not await request.is_disconnected():
-        await asyncio.sleep(min(LOOK_S, left))
+        await asyncio.sleep(min(look_s, left))
         if changed():
             found = await run_in_threadpool(look)
     return found

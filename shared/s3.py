@@ -22,6 +22,7 @@ import botocore.session
 from boto3.s3.transfer import TransferConfig
 from botocore import exceptions as boto
 from botocore.config import Config
+from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from shared.errors import ConfigurationError, HeadraceError, NotFound, Permanent, Unavailable
@@ -31,10 +32,19 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PREFIX = re.compile(r"[A-Za-z0-9!_.*'()-]+(/[A-Za-z0-9!_.*'()-]+)*")
 _DELETED_AT_ONCE = 1000
 _TRIES = 3
+_SKEW = timedelta(minutes=5)  # of the store's clock
 
 _CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AccessDenied", "403"}
 _ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301"}
 _PASSING = {"SlowDown", "RequestTimeout", "BadDigest", "OperationAborted", "NoSuchUpload", "Throttling", "RequestLimitExceeded"}  # fmt: skip
+_UNHEARD = (
+    boto.ConnectionError,
+    boto.HTTPClientError,
+    boto.IncompleteReadError,
+    boto.MetadataRetrievalError,
+    ResponseParserError,  # the answer broke off
+    HTTPError,
+)
 
 
 @dataclass(frozen=True)
@@ -79,8 +89,15 @@ class Bucket:
         parts = TransferConfig(
             multipart_threshold=self.part_bytes, multipart_chunksize=self.part_bytes, max_concurrency=4
         )
+        begun = datetime.now(UTC) - _SKEW
         with self._translated():
-            self._client.upload_fileobj(stream, self.name, self._prefix + key, Config=parts)
+            try:
+                self._client.upload_fileobj(stream, self.name, self._prefix + key, Config=parts)
+            except boto.ClientError as error:
+                # Its last answer got lost, and a store that takes the end of an upload once only knows none by now (AWS takes it twice).
+                lost = error.response.get("Error", {}).get("Code") == "NoSuchUpload"
+                if not lost or (found := self.find(key)) is None or found.written_at < begun:
+                    raise
 
     def open(self, key: str) -> Opened:
         return Opened(self, key)
@@ -144,7 +161,7 @@ class Bucket:
             yield
         except boto.ClientError as error:
             raise self._answered(error) from error
-        except (boto.HTTPClientError, boto.IncompleteReadError, boto.MetadataRetrievalError, HTTPError) as error:
+        except _UNHEARD as error:
             raise Unavailable(f"{self.setting}: the S3 store did not answer: {error}") from error
         except boto.BotoCoreError as error:
             advice = "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, off AWS, AWS_ENDPOINT_URL_S3"

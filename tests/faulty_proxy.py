@@ -15,12 +15,22 @@ from urllib.parse import urlsplit
 class Fault(Enum):
     REFUSE_REQUEST = "the server never sees it"
     DROP_REPLY = "the server has done it, the client never hears"
+    CUT_REPLY = "the reply breaks off in the middle of its body"
+    ERROR_IN_200 = "the server never sees it, and the client is told 200 and an error, as S3 does it"
+
+
+_ERROR = b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>half way</Message></Error>"
+_OF_THE_CONNECTION = {"content-length", "connection", "transfer-encoding", "date", "server"}
 
 
 class FaultyProxy:
-    """`fail(n, fault)` faults the n-th request from then on (1 is the next); `fail_path` the next one to a path."""
+    """`fail(n, fault)` faults the n-th request from then on (1 is the next); `fail_path` the next one to a path.
 
-    def __init__(self, target: str) -> None:
+    `keep_host` leaves the Host header as the client wrote it: S3's signatures are of it.
+    """
+
+    def __init__(self, target: str, *, keep_host: bool = False) -> None:
+        self._keep_host = keep_host
         self.requests: list[str] = []
         self.connections = 0
         self._target = urlsplit(target).netloc
@@ -77,7 +87,11 @@ class FaultyProxy:
                 if fault is Fault.REFUSE_REQUEST:
                     self.close_connection = True
                     return
-                headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
+                if fault is Fault.ERROR_IN_200:
+                    return self._reply(200, {}, _ERROR)
+                headers = {
+                    name: value for name, value in self.headers.items() if proxy._keep_host or name.lower() != "host"
+                }
                 with contextlib.closing(http.client.HTTPConnection(proxy._target, timeout=30)) as upstream:
                     upstream.request(self.command, self.path, body=body, headers=headers)
                     reply = upstream.getresponse()
@@ -85,11 +99,19 @@ class FaultyProxy:
                 if fault is Fault.DROP_REPLY:
                     self.close_connection = True
                     return
-                self.send_response(reply.status)
-                self.send_header("content-length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
+                self._reply(reply.status, dict(reply.getheaders()), content, cut=fault is Fault.CUT_REPLY)
 
-            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _forward
+            def _reply(self, status: int, headers: dict[str, str], content: bytes, cut: bool = False) -> None:
+                length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(content))
+                self.send_response(status)
+                self.send_header("content-length", length)
+                for name, value in headers.items():
+                    if name.lower() not in _OF_THE_CONNECTION:
+                        self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(content[: len(content) // 2] if cut else content)
+                self.close_connection = self.close_connection or cut
+
+            do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _forward
 
         return Handler

@@ -151,6 +151,16 @@ def test_a_long_poll_on_a_log_wakes_when_the_log_grows(api: Api) -> None:
         assert answer.result(timeout=10)["text"] == "epoch 1\n"
 
 
+def test_a_long_poll_looks_at_the_log_no_faster_than_its_store_wants(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    running(api)
+    logs, looks = api.stores.logs, list[object]()
+    read = logs.read
+    monkeypatch.setattr(logs, "pace_s", 0.6)
+    monkeypatch.setattr(logs, "read", lambda *asked: (looks.append(asked), read(*asked))[1])
+    log(api, wait=0.5)
+    assert len(looks) == 3, "at once, after 0.3 s, and at the end"
+
+
 def test_a_long_poll_on_a_log_wakes_when_the_run_ends(api: Api) -> None:
     held = running(api)
     with api.waiting("/v1/runs/1/log") as answer:

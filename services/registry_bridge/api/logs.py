@@ -56,7 +56,7 @@ async def read_log(
     def news(piece: LogPiece) -> bool:
         return piece.done or piece.offset != offset or piece.attempt != seen[0]
 
-    return await poll(request, look, news, wait)
+    return await poll(request, look, news, wait, look_s=stores.logs.pace_s / 2)  # a look at S3 is a request, and costs
 
 
 def _look(stores: Stores, id: int, offset: int, wanted: int | None) -> LogPiece:
