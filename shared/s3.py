@@ -95,8 +95,7 @@ class Bucket:
                 self._client.upload_fileobj(stream, self.name, self._prefix + key, Config=parts)
             except boto.ClientError as error:
                 # Its last answer got lost, and a store that takes the end of an upload once only knows none by now (AWS takes it twice).
-                lost = error.response.get("Error", {}).get("Code") == "NoSuchUpload"
-                if not lost or (found := self.find(key)) is None or found.written_at < begun:
+                if _code(error) != "NoSuchUpload" or (found := self.find(key)) is None or found.written_at < begun:
                     raise
 
     def open(self, key: str) -> Opened:
@@ -143,13 +142,21 @@ class Bucket:
 
     def abort_uploads(self, older_than: timedelta) -> int:
         """Give up the multipart uploads begun longer ago; they cost storage and no listing of objects shows them."""
-        before, found = datetime.now(UTC) - older_than, 0
+        before = datetime.now(UTC) - older_than
         with self._translated():
-            pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.name, Prefix=self._prefix)
-            for upload in [one for page in pages for one in page.get("Uploads", ()) if one["Initiated"] < before]:
-                self._client.abort_multipart_upload(Bucket=self.name, Key=upload["Key"], UploadId=upload["UploadId"])
-                found += 1
-        return found
+            left = [upload for upload in self._uploads() if upload["Initiated"] < before]
+            for upload in left:
+                with _none_is_fine():
+                    self._client.abort_multipart_upload(
+                        Bucket=self.name, Key=upload["Key"], UploadId=upload["UploadId"]
+                    )
+        return len(left)
+
+    def _uploads(self) -> Iterator[Any]:
+        with _none_is_fine():  # rclone answers so where there is no upload at all
+            pages = self._client.get_paginator("list_multipart_uploads")
+            for page in pages.paginate(Bucket=self.name, Prefix=self._prefix):
+                yield from page.get("Uploads", ())
 
     def _get(self, key: str, range_: str | None = None) -> Any:
         part = {"Range": range_} if range_ is not None else {}
@@ -168,7 +175,7 @@ class Bucket:
             raise ConfigurationError(f"{self.setting}: S3 cannot be used: {error}; {advice}") from error
 
     def _answered(self, error: Any) -> HeadraceError:
-        code = str(error.response.get("Error", {}).get("Code", ""))
+        code = _code(error)
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         said = f"{self.setting}: {error.operation_name} on the bucket {self.name} was answered with {code or status}"
         if code == "NoSuchBucket":
@@ -232,6 +239,19 @@ class Opened(io.RawIOBase):
         if self._body is not None:
             self._body.close()
         self._body = None
+
+
+def _code(error: Any) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+@contextmanager
+def _none_is_fine() -> Iterator[None]:
+    try:
+        yield
+    except boto.ClientError as error:
+        if _code(error) != "NoSuchUpload":
+            raise
 
 
 def _make_client() -> Any:

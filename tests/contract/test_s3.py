@@ -16,7 +16,10 @@ from pathlib import Path
 
 import boto3
 import pytest
+from headrace.warden import Warded
 
+from services.trainer import child
+from services.trainer.checkout import Prepared
 from shared.blobs import BlobDamaged, Verified, make_blobs
 from shared.blobs_s3 import S3Blobs
 from shared.errors import ConfigurationError, NotFound, Refused, Unavailable
@@ -71,8 +74,12 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 20) -> None:
         threading.Event().wait(0.02)
 
 
-def uploads(server: S3Server) -> list[str]:
-    found = boto3.session.Session().client("s3").list_multipart_uploads(Bucket=server.bucket)
+def uploads(server: S3Server, url: str) -> list[str]:
+    client = boto3.session.Session().client("s3")
+    try:
+        found = client.list_multipart_uploads(Bucket=server.bucket, Prefix=url.rpartition("/")[2])
+    except client.exceptions.NoSuchUpload:  # rclone, where there is none
+        return []
     return [one["Key"] for one in found.get("Uploads", ())]
 
 
@@ -86,26 +93,26 @@ def put(blobs: S3Blobs, place: Path, data: bytes = LARGE) -> str:
 
 
 def test_a_large_file_goes_in_parts_and_comes_back(proxy: FaultyProxy, s3: S3Server, tmp_path: Path) -> None:
-    blobs = in_parts(s3.new_url())
+    blobs = in_parts(url := s3.new_url())
     digest = put(blobs, tmp_path)
     assert [request.split()[0] for request in proxy.requests][1:] == ["POST", "PUT", "PUT", "PUT", "POST"]
     assert digest == sha256(LARGE).hexdigest()
     blobs.fetch(digest, tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == LARGE
     assert [(found, size) for found, _, size in blobs.stored()] == [(digest, len(LARGE))]
-    assert uploads(s3) == []
+    assert uploads(s3, url) == []
 
 
 @pytest.mark.parametrize("size", [100, len(LARGE)])
 def test_a_file_that_changes_between_its_hash_and_its_upload_gets_no_key(size: int, s3: S3Server) -> None:
-    blobs = in_parts(s3.new_url())
+    blobs = in_parts(url := s3.new_url())
     wrong = Verified(io.FileIO(os.memfd_create("changed")), size, "0" * 64, Refused("it changed"))
     os.write(wrong._raw.fileno(), LARGE[:size])
     wrong._raw.seek(0)
     with pytest.raises(Refused, match="it changed"):
         blobs._send("0" * 64, wrong)
     assert not blobs.has("0" * 64)
-    assert uploads(s3) == []
+    assert uploads(s3, url) == []
 
 
 @pytest.mark.parametrize(
@@ -121,7 +128,9 @@ def test_one_lost_answer_of_an_upload_in_parts_costs_nothing(
     digest = put(blobs, tmp_path)
     with blobs.open(digest) as stream:
         assert stream.read() == LARGE
-    assert in_parts(s3.new_url()).leftovers(timedelta(0)) == 0
+    assert blobs.leftovers(timedelta(0)) == (nth == 1), (
+        "of a beginning that nobody heard of, the second try knows nothing"
+    )
 
 
 def test_a_read_that_breaks_off_goes_on_where_it_was(proxy: FaultyProxy, s3: S3Server, tmp_path: Path) -> None:
@@ -179,14 +188,15 @@ def test_what_a_killed_uploader_has_left_is_found_and_given_up(s3: S3Server) -> 
     blobs = in_parts(url := s3.new_url())
     child = subprocess.Popen([sys.executable, "-c", UPLOADER, url], cwd=HOME)
     try:
-        wait_until(lambda: any(url.endswith(key.partition("/")[0]) for key in uploads(s3)))
+        wait_until(lambda: uploads(s3, url))
     finally:
         child.kill()
     assert child.wait() == -signal.SIGKILL
     assert list(blobs.stored()) == []
     assert blobs.leftovers(timedelta(hours=24)) == 0
     assert blobs.leftovers(timedelta(0)) == 1
-    assert uploads(s3) == []
+    assert uploads(s3, url) == []
+    assert blobs.leftovers(timedelta(0)) == 0
 
 
 def test_a_flipped_byte_of_a_blob_in_parts_is_noticed(own: S3Server, tmp_path: Path) -> None:
@@ -308,6 +318,37 @@ def test_logs_that_share_a_lock_do_not_mix(s3: S3Server) -> None:
         logs.append(first, b"a")
         logs.append(other, b"b")
     assert (logs.read(first, 0, 9), logs.read(other, 0, 9)) == ((b"aaa", 3), (b"bbb", 3))
+
+
+def test_the_secrets_of_aws_stand_in_no_environment_of_proc(tmp_path: Path) -> None:
+    program = (
+        "import os; from shared.settings import load; load(); shown = open('/proc/self/environ').read(); "
+        "print([name for name in ('AWS_SECRET_ACCESS_KEY', 'AWS_SESSION_TOKEN') if os.environ[name] in shown])"
+    )
+    secrets = {"AWS_SECRET_ACCESS_KEY": "wJalrXUt", "AWS_SESSION_TOKEN": "FwoGZXIv"}
+    told = {
+        "STATE_DIR": str(tmp_path),
+        "LEDGER_URL": "sqlite://",
+        "REDIS_URL": "redis://",
+        "BLOBS_URL": "s3://b/c",
+        "LOGS_URL": "s3://b/c",
+    }
+    environment = {"PATH": os.environ["PATH"], **{f"HEADRACE_{key}": value for key, value in told.items()}, **secrets}
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=HOME, env=environment, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "[]\n"
+
+
+def test_the_child_of_a_model_sees_nothing_of_aws(s3: S3Server, tmp_path: Path) -> None:
+    prepared = Prepared(tmp_path, Path(sys.executable), "")
+    passed = child.environment((), 1, prepared, tmp_path)
+    code = "import os; print(*sorted(os.environ))"
+    running = Warded.start([sys.executable, "-I", "-c", code], log=tmp_path / "log", env=passed, cwd=tmp_path)
+    assert running.wait(30)
+    seen = (tmp_path / "log").read_text().split()
+    assert "HEADRACE_RUN_ID" in seen
+    assert [name for name in seen if name.startswith("AWS_")] == []
 
 
 def test_who_keeps_all_on_disk_does_not_import_boto3(tmp_path: Path) -> None:
