@@ -8,7 +8,8 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,10 +19,11 @@ from urllib.parse import unquote, urlsplit
 
 from shared.errors import ConfigurationError, HeadraceError, NotFound, Permanent, Refused
 from shared.locks import locked
-from shared.manifest import Manifest, hash_file
+from shared.manifest import File, Manifest, hash_file
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 _PIECE_BYTES = 1024**2
+_AT_ONCE = 4
 _LEFT_OVER = timedelta(hours=24)
 
 
@@ -80,9 +82,12 @@ def make_blobs(url: str) -> Blobs:
 
 def store_tree(blobs: Blobs, root: Path, manifest: Manifest) -> None:
     """Put every file that the manifest names; raises `Refused` when one has changed since the manifest was made."""
-    for file in manifest.files:
+
+    def store(file: File) -> None:
         if not blobs.keep(file.sha256) and blobs.put_file(root / file.path) != file.sha256:
             raise Refused(f"invalid_bundle: {file.path} changed while it was stored")
+
+    _side_by_side(store, manifest)
 
 
 def materialise(blobs: Blobs, manifest: Manifest, into: Path) -> None:
@@ -95,13 +100,23 @@ def materialise(blobs: Blobs, manifest: Manifest, into: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         target = into if into.exists() else partial
         target.mkdir(exist_ok=True, mode=0o700)
-        for file in manifest.files:
+
+        def fetch(file: File) -> None:
             path = target / file.path
             if path.is_symlink() or not path.is_file() or hash_file(path) != file.sha256:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 blobs.fetch(file.sha256, path)
+
+        _side_by_side(fetch, manifest)
         if target is partial:
             partial.rename(into)
+
+
+def _side_by_side(do: Callable[[File], None], manifest: Manifest) -> None:
+    """A store far away answers each file late; a few at once, for each may hold some tens of megabytes. Raises the first error."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for _ in pool.map(do, manifest.files):
+            pass
 
 
 class DiskBlobs:

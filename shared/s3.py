@@ -89,6 +89,7 @@ class Bucket:
         parts = TransferConfig(
             multipart_threshold=self.part_bytes, multipart_chunksize=self.part_bytes, max_concurrency=4
         )
+        parts.max_in_memory_upload_chunks = 4  # parts that wait for their turn; a stream is read ahead by as much
         begun = datetime.now(UTC) - _SKEW
         with self._translated():
             try:
