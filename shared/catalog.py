@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from shared.datasets import Dataset, Holdout, Rest, Source, Sql
+from shared.datasets import Dataset, Holdout, Reported, Rest, Source, Sql, Stream
 from shared.declaration import Declaration, Gate
 from shared.errors import ConfigurationError, Refused
 from shared.explain import check, closest, refusal
@@ -33,7 +33,7 @@ from shared.values import (
 )
 
 __all__ = [
-    "Catalog", "ComputeClass", "Dataset", "Holdout", "Model", "Policy", "Rest", "Source", "Sql", "StackOptions", "Subscription",
+    "Catalog", "ComputeClass", "Dataset", "Holdout", "Model", "Policy", "Reported", "Rest", "Source", "Sql", "StackOptions", "Stream", "Subscription",
     "check_declaration", "digest", "example", "load", "parse", "variables",
 ]  # fmt: skip
 
@@ -249,7 +249,7 @@ def _conflicts(declaration: Declaration, catalog: Catalog, model: Model | None) 
         dataset = catalog.datasets.get(name)
         if dataset is None:
             yield f'datasets.{name}: the operator has no dataset "{name}"{closest(name, catalog.datasets)}'
-        elif isinstance(dataset.source, Rest) and (use.rows or use.history):
+        elif dataset.reported and (use.rows or use.history):
             yield f"datasets.{name}: its data is only reported, so that no part of it can be chosen; drop rows and history"
         elif isinstance(dataset.source, Sql) and use.history and not dataset.source.time_column:
             yield (

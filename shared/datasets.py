@@ -54,7 +54,19 @@ class Rest(Strict):
     )
 
 
-Source = Annotated[Sql | Rest, Field(discriminator="kind")]
+class Stream(Strict):
+    """A dataset whose growth is only reported, by events on the Redis stream `headrace:arrivals`."""
+
+    kind: Literal["stream"] = Field(
+        "stream",
+        description="Growth is reported over the stream (or over REST) and looked for nowhere.",
+        json_schema_extra=_REQUIRED,
+    )
+
+
+Source = Annotated[Sql | Rest | Stream, Field(discriminator="kind")]
+Reported = Rest | Stream
+"""Kinds without a source to look at: their range comes from the reports, whichever way these come."""
 
 
 class Holdout(Strict):
@@ -76,3 +88,8 @@ class Dataset(Strict):
 
     source: Source = Field(description="Where its growth is noticed.")
     holdout: Holdout = Field(Holdout(), description="The rows that nobody trains on.")
+
+    @property
+    def reported(self) -> bool:
+        """Whether growth is only reported; of any other kind a report is a nudge to look."""
+        return isinstance(self.source, Reported)

@@ -263,8 +263,8 @@ def _limit(word: str, key: str) -> Callable[[ErrorDetails, str], str]:
 def _unknown_kind(detail: ErrorDetails, _: str) -> str:
     known = [tag.strip("' ") for tag in str(detail["ctx"]["expected_tags"]).split(",")]
     tag = str(detail["ctx"]["tag"])[:60]
-    kinds = " and ".join(f'"{kind}"' for kind in known)
-    return f'there is no kind "{tag}" by now, only {kinds}'
+    *others, last = (f'"{kind}"' for kind in known)
+    return f'there is no kind "{tag}" by now, only {", ".join(others)} and {last}'
 
 
 def _closed_list(detail: ErrorDetails, wanted: str) -> str:

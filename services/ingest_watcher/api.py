@@ -62,7 +62,7 @@ class ArrivalSummary(Strict):
     from_point: Point = Field(alias="from")
     to_point: Point = Field(alias="to")
     rows: int | None = Field(description="null where it is not known")
-    origin: str = Field(description="`sql` where a watcher saw it, `rest` where it was reported")
+    origin: str = Field(description="`sql` where a watcher saw it, `rest` or `stream` by where it was reported")
     source: str | None
     event_id: str | None
     observed_at: datetime

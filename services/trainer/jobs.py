@@ -68,8 +68,8 @@ def _job(
 def _dataset(
     source: catalog.Source, train: Range | None, held: Range | None, pass_env: tuple[str, ...]
 ) -> dict[str, Any]:
-    if isinstance(source, catalog.Rest):
-        return {"kind": "rest", "train": train and asdict(train), "holdout": held and asdict(held)}
+    if isinstance(source, catalog.Reported):
+        return {"kind": source.kind, "train": train and asdict(train), "holdout": held and asdict(held)}
     variable, url = source_url(source.url, pass_env)
     return {
         "kind": "sql",

@@ -26,8 +26,9 @@ class Receipt:
     runs: tuple[int, ...] = ()
 
 
-def receive(tx: Transaction, told: Report) -> Receipt:
-    """Take a report from outside: the same one (source, id) is taken once (I2); where a source can be looked at, it is a nudge.
+def receive(tx: Transaction, told: Report, origin: str = "rest") -> Receipt:
+    """Take a report from outside, by `rest` or `stream`: the same one (source, id) is taken once (I2); where a source can be looked at,
+    it is a nudge.
 
     Raises `NotFound` for a dataset that the configuration does not name, `Conflict` for an id that another dataset used.
     """
@@ -37,8 +38,9 @@ def receive(tx: Transaction, told: Report) -> Receipt:
         raise NotFound(
             f"there is no dataset {told.dataset!r}; known are: {', '.join(sorted(config.datasets)) or 'none'}"
         )
-    tx.lock(f"dataset {told.dataset}")
-    pollable = config.datasets[told.dataset].source.kind != "rest"
+    same = [f"report {told.source} {told.event_id}"] if told.event_id is not None else []  # also of another dataset
+    tx.lock(f"dataset {told.dataset}", *same)
+    pollable = not config.datasets[told.dataset].reported
     if told.event_id is not None:
         first = tx.execute(
             select(report).where(report.c.source == told.source, report.c.event_id == told.event_id)
@@ -55,7 +57,7 @@ def receive(tx: Transaction, told: Report) -> Receipt:
         return Receipt(None, repeated=False, nudged=True)
     datasets.ensure(tx, told.dataset)
     before = datasets.known(tx, [told.dataset]).get(told.dataset)
-    id, planned = _store(tx, told.dataset, before, _grown(before, told), told.rows, "rest", told=told)
+    id, planned = _store(tx, told.dataset, before, _grown(before, told), told.rows, origin, told=told)
     _file(tx, told, id)
     return Receipt(id, repeated=False, nudged=False, runs=planned)
 

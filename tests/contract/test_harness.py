@@ -399,8 +399,9 @@ def test_a_database_other_than_sqlite_is_for_the_authors_own_driver(bench: Bench
     assert "postgresql" in bench.run()["message"]
 
 
-def test_data_that_was_only_told_about_is_a_range(bench: Bench) -> None:
-    bench.job["datasets"]["sales"] = {"kind": "rest", "train": {"above": "a", "upto": "b", "rows": 7}, "holdout": None}
+@pytest.mark.parametrize("kind", ["rest", "stream"])
+def test_data_that_was_only_told_about_is_a_range(bench: Bench, kind: str) -> None:
+    bench.job["datasets"]["sales"] = {"kind": kind, "train": {"above": "a", "upto": "b", "rows": 7}, "holdout": None}
     bench.write(
         STANDARD
         + """

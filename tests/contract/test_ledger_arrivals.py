@@ -36,6 +36,20 @@ def test_the_same_report_twice_is_one_arrival(ledger: Ledger) -> None:
     assert cut(ledger).rows == 500
 
 
+@pytest.mark.parametrize("kind", ["rest", "stream"])
+@pytest.mark.parametrize("way", ["rest", "stream"])
+def test_a_dataset_without_a_source_of_its_own_takes_the_range_by_either_way(
+    ledger: Ledger, kind: str, way: str
+) -> None:
+    put_config(ledger, f'[datasets.reported]\nsource = {{ kind = "{kind}" }}\n')
+    with ledger.write() as tx:
+        told = arrivals.receive(tx, Report(dataset="reported", source="/loader", event_id="1", to_point=9), way)
+    assert (told.nudged, cut(ledger).upto) == (False, 9)
+    assert report(ledger, event_id="1", to_point=9).repeated
+    with ledger.read() as tx:
+        assert [row.origin for row in arrivals.find_all(tx, dataset=None, before=None, limit=9)] == [way]
+
+
 def test_a_report_without_an_id_is_new_each_time(ledger: Ledger) -> None:
     assert report(ledger).arrival != report(ledger).arrival
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from shared import catalog, declaration
-from shared.catalog import Catalog, Rest, Sql, check_declaration, digest, load, parse, variables
+from shared.catalog import Catalog, Rest, Sql, Stream, check_declaration, digest, load, parse, variables
 from shared.declaration import Declaration, Use
 from shared.errors import ConfigurationError, Refused
 from shared.explain import check, closest
@@ -46,7 +46,7 @@ WRONG: list[tuple[str, int, str]] = [
     ("[datasets.flights]", 1, "datasets.flights.source: is missing"),
     ("[datasets.flights]\nsource = 3", 2, "expected table, found the number 3"),
     ('[datasets.flights]\nsource = { url = "x" }', 2, "kind is missing"),
-    ('[datasets.flights]\nsource = { kind = "s3" }', 2, 'there is no kind "s3" by now, only "sql" and "rest"'),
+    ('[datasets.flights]\nsource = { kind = "s3" }', 2, 'there is no kind "s3" by now, only "sql", "rest" and "stream"'),
     ('[datasets.flights]\nsource = { kind = "sql", url = "env:U", cursor = "id" }', 2, 'table: is missing (table or column name); for example table = "flights"'),
     (dataset('pol = "1s"'), 6, 'pol: unknown key; did you mean "poll"?'),
     (dataset("poll = 1"), 6, 'a duration is text, a whole number with one unit of ms, s, m, h or d; for example poll = "1s"'),
@@ -188,7 +188,9 @@ def test_an_empty_file_is_a_catalog_with_the_standard_class() -> None:
 
 
 def test_a_reported_dataset_needs_no_more_than_its_kind() -> None:
-    assert parse(b'[datasets.d]\nsource = { kind = "rest" }').datasets["d"].source == Rest()
+    read = parse(b'[datasets.d]\nsource = { kind = "rest" }\n[datasets.e]\nsource = { kind = "stream" }').datasets
+    assert (read["d"].source, read["e"].source) == (Rest(), Stream())
+    assert (read["d"].reported, read["e"].reported) == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -320,6 +322,7 @@ CONFLICTS: list[tuple[dict[str, object], str]] = [
     ({"datasets": {"flight": Use()}}, 'no dataset "flight"; did you mean "flights"?'),
     ({"datasets": {"flights": Use(history=timedelta(days=365))}}, "the dataset has no time_column"),
     ({"datasets": {"reported": Use(rows=5)}}, "its data is only reported"),
+    ({"datasets": {"streamed": Use(history=timedelta(days=1))}}, "its data is only reported"),
     ({}, 'evaluate: is missing, and the operator sets gates on auc; add evaluate = "module:function"'),
 ]
 
@@ -328,7 +331,10 @@ CONFLICTS: list[tuple[dict[str, object], str]] = [
 def test_a_release_that_asks_for_what_is_not_there_is_told_what_is(changes: dict[str, object], said: str) -> None:
     operator = parse(
         (
-            DATASET + '[datasets.reported]\nsource = { kind = "rest" }\n' + MODEL + "gates = { auc = { min = 0.5 } }\n"
+            DATASET
+            + '[datasets.reported]\nsource = { kind = "rest" }\n[datasets.streamed]\nsource = { kind = "stream" }\n'
+            + MODEL
+            + "gates = { auc = { min = 0.5 } }\n"
             "[compute_classes.compute-optimized]\n"
         ).encode()
     )

@@ -24,7 +24,7 @@ class DatasetStatus(Strict):
     """How far a dataset is known, and how the last look at its source went."""
 
     name: str
-    kind: Literal["sql", "rest"]
+    kind: Literal["sql", "rest", "stream"]
     cursor: Point
     rows: int | None
     looked_at: datetime | None

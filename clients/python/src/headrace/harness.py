@@ -13,7 +13,7 @@ JOB.json
     model_dir       evaluate: the saved model
     parameters      handed to the author as job.parameters
     datasets        name → {"kind": "sql", "table", "cursor", "url_variable", "url", "train": ROWS|null, "holdout": ROWS|null}
-                    or {"kind": "rest", "train", "holdout"}; ROWS: table, cursor, above, upto, newest, time_column, since, rows
+                    or {"kind": "rest" | "stream", "train", "holdout"}; ROWS: table, cursor, above, upto, newest, time_column, since, rows
 
 scratch/events.jsonl, a line each, as it happens
     {"event": "phase", "name": "import"|"train"|"save"|"load"|"evaluate", "t": monotonic seconds}

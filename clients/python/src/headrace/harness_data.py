@@ -89,7 +89,7 @@ class Rows:
 
 
 class Reported:
-    """Data that is only told about (a `rest` dataset): the range that was reported; where it lies is the author's knowledge."""
+    """Data that is only told about (a `rest` or `stream` dataset): the range that was reported; where it lies is the author's knowledge."""
 
     def __init__(self, described: dict[str, Any]) -> None:
         self.above: Any = described.get("above")
