@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -132,6 +133,11 @@ def known_traceparent(text: object) -> str | None:
         return check_traceparent(text) if isinstance(text, str) else None
     except ValueError:
         return None
+
+
+def fingerprint(report: Report) -> str:
+    """`sha256:…` of what is reported, whatever the form it was sent in; the trace that it was sent under does not count."""
+    return "sha256:" + hashlib.sha256(report.model_dump_json(exclude={"traceparent"}).encode()).hexdigest()
 
 
 def _read(model: type[Read], data: Mapping[str, object]) -> Read:

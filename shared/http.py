@@ -143,6 +143,14 @@ def validate(model: type[Read], value: dict[str, object]) -> Read:
 
 async def read_json(request: Request, kinds: Collection[str]) -> tuple[str, dict[str, object]]:
     """The body's media type, one of `kinds`, and its JSON object."""
+    kind, value = await read_value(request, kinds)
+    if not isinstance(value, dict):
+        raise Rejection(422, "the body is not a JSON object", 'send one, as in {"dataset": "flights"}')
+    return kind, value
+
+
+async def read_value(request: Request, kinds: Collection[str]) -> tuple[str, object]:
+    """The body's media type, one of `kinds`, and its JSON, whatever that is."""
     kind, _, parameters = request.headers.get("content-type", "").lower().partition(";")
     kind, charset = kind.strip(), re.search(r'charset="?([^";\s]+)', parameters)
     if kind not in kinds or (charset and charset[1] not in ("utf-8", "utf8", "us-ascii")):
@@ -151,8 +159,6 @@ async def read_json(request: Request, kinds: Collection[str]) -> tuple[str, dict
         value = await run_in_threadpool(parse_json, await _read(request))
     except Refused as error:
         raise Rejection(400, error.message) from None
-    if not isinstance(value, dict):
-        raise Rejection(422, "the body is not a JSON object", 'send one, as in {"dataset": "flights"}')
     return kind, value
 
 

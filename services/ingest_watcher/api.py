@@ -5,17 +5,16 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Self
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Path, Query
 from pydantic import ConfigDict, Field
 
-from shared.arrivals import CloudEvent, Report, Shorthand, known_traceparent, parse_cloudevent, parse_shorthand
+from services.ingest_watcher.reports import OPENAPI, Key, Reported
 from shared.cuts import Point
-from shared.http import Here, Paged, Reader, Submitter, read_json, takes
-from shared.ledger import Transaction, arrivals, deliveries, fates, repeats
+from shared.http import Here, Paged, Reader, Submitter
+from shared.ledger import Transaction, arrivals, deliveries, fates, keys, rejections, repeats
 from shared.ledger.fates import Fate, FateKind
 from shared.lifecycle import DeliveryState
-from shared.notices import CONTENT_TYPE
-from shared.problems import EVERYWHERE, JSON, WITH_BODY, Rejection, problems
+from shared.problems import EVERYWHERE, WITH_BODY, problems
 from shared.values import Strict
 
 router = APIRouter(prefix="/v1", tags=["arrivals"], responses=EVERYWHERE)
@@ -26,7 +25,9 @@ class Accepted(Strict):
 
     arrival: int | None = Field(description="null for a nudge until the watcher has looked")
     dataset: str
-    repeated: bool = Field(description="this source has sent this id before; nothing was stored anew")
+    repeated: bool = Field(
+        description="this source has sent this id, or this caller this key, before; nothing was stored anew"
+    )
     nudged: bool = Field(description="the dataset has a source of its own, and the watcher looks there now")
     runs: tuple[int, ...] = Field(description="the runs that it joined or made due")
 
@@ -82,36 +83,37 @@ class Arrival(ArrivalSummary):
     fates: tuple[ArrivalFate, ...]
 
 
-class ArrivalPage(Strict):
-    items: tuple[ArrivalSummary, ...]
+class RejectedEntry(Strict):
+    """An entry of the stream that is no report, and why; it lies in `headrace:rejected`, and can be sent again from there."""
+
+    entry: str = Field(description="its id in `headrace:arrivals`")
+    source: str | None = Field(description="what the event says of its sender, where that could be read")
+    reason: str
+    excerpt: str = Field(description="the beginning of the event")
+    at: datetime
+
+
+class RejectionPage(Strict):
+    items: tuple[RejectedEntry, ...]
     next: str | None
 
 
-async def read_report(request: Request) -> Report:
-    """A CloudEvent or the shorthand, by its media type; a trace context may come as a header too."""
-    kind, value = await read_json(request, (JSON, CONTENT_TYPE))
-    if kind == JSON and "specversion" in value:
-        raise Rejection(415, "this looks like a CloudEvent", f"send it as Content-Type: {CONTENT_TYPE}")
-    report = parse_shorthand(value) if kind == JSON else parse_cloudevent(value)
-    trace = report.traceparent or known_traceparent(request.headers.get("traceparent"))
-    return report.model_copy(update={"traceparent": trace})
-
-
-_BODIES = takes({JSON: Shorthand, CONTENT_TYPE: CloudEvent})
-_BODIES["requestBody"]["content"][CONTENT_TYPE]["schema"]["additionalProperties"] = True  # extensions are passed over
+class ArrivalPage(Strict):
+    items: tuple[ArrivalSummary, ...]
+    next: str | None
 
 
 @router.post(
     "/events",
     status_code=202,
     responses=WITH_BODY | problems(404, 409),
-    openapi_extra=_BODIES,
+    openapi_extra=OPENAPI,
 )
 @repeats
-def receive(_: Submitter, stores: Here, report: Annotated[Report, Depends(read_report)]) -> Accepted:
-    """Report that a dataset has grown. 202 says that the report is stored; the same source and id again are the same report."""
+def receive(caller: Submitter, stores: Here, key: Key, report: Reported) -> Accepted:
+    """Report that a dataset has grown. 202 says that the report is stored; the same source and id, or Idempotency-Key, again is the same."""
     with stores.ledger.write() as tx:
-        receipt = arrivals.receive(tx, report)
+        receipt = keys.receive(tx, report, caller.name, key) if key is not None else arrivals.receive(tx, report)
         known = fates.of_arrival(tx, receipt.arrival) if receipt.repeated and receipt.arrival else []
     runs = receipt.runs or tuple(sorted({fate.run for fate in known if fate.run is not None}))
     return Accepted(
@@ -137,6 +139,16 @@ def show_arrival(_: Reader, stores: Here, id: Annotated[int, Path(ge=1, lt=2**63
         row = arrivals.find(tx, id)
         found = tuple(_fate(tx, fate) for fate in fates.of_arrival(tx, id))
     return Arrival.read(row, fates=found)
+
+
+@router.get("/rejections")
+def list_rejections(_: Reader, stores: Here, page: Paged) -> RejectionPage:
+    """What came over the stream and could not be read, newest first; the newest thousand are kept."""
+    with stores.ledger.read() as tx:
+        rows = rejections.find_all(tx, before=page.before, limit=page.limit + 1)
+    shown, after = page.cut(rows, lambda row: row.id)
+    items = (RejectedEntry(entry=r.entry, source=r.source, reason=r.reason, excerpt=r.excerpt, at=r.at) for r in shown)
+    return RejectionPage(items=tuple(items), next=after)
 
 
 def _fate(tx: Transaction, fate: Fate) -> ArrivalFate:

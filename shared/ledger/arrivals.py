@@ -78,7 +78,8 @@ def observe(tx: Transaction, dataset: str, before: Cut | None, after: Cut, rows:
     """
     tx.lock("configuration", shared=True)
     tx.lock(f"dataset {dataset}")
-    nudge = tx.execute(_open_nudges(dataset).order_by(report.c.id).limit(1)).first()
+    named = _open_nudges(dataset).where(report.c.fingerprint.is_(None))  # a key is no name of the sender's
+    nudge = tx.execute(named.order_by(report.c.id).limit(1)).first()
     id, _ = _store(tx, dataset, before, after, rows, "sql", owner=owner, nudge=nudge)
     tx.execute(update(report).where(report.c.dataset == dataset, report.c.arrival_id.is_(None)).values(arrival_id=id))
     return id

@@ -107,8 +107,20 @@ report = Table(
     C("dataset", String(64), nullable=False),
     C("arrival_id", ForeignKey("arrival.id")),  # empty for a nudge until the watcher has looked
     C("received_at", Instant, nullable=False),
+    C("fingerprint", String(80)),  # where `event_id` is an Idempotency-Key: of what was sent with it
     UniqueConstraint("source", "event_id"),
 )  # what was reported from outside: the same report twice finds the first (I2)
+
+rejection = Table(
+    "rejection",
+    metadata,
+    _id(),
+    C("entry", String(64), nullable=False, unique=True),
+    C("source", String(400)),
+    C("reason", Text, nullable=False),
+    C("excerpt", Text, nullable=False),
+    C("at", Instant, nullable=False),
+)  # entries of the stream that could not be read
 
 arrival = Table(
     "arrival",

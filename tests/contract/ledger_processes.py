@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from shared.arrivals import Report
+from shared.errors import Conflict
 from shared.ledger import Ledger, arrivals, attempts, datasets, runs
+from shared.ledger import keys as keyed
 from shared.ledger.session import migrate
 
 TOGETHER_S = 60.0
@@ -55,6 +57,35 @@ def report_all(url: str, ids: int) -> list[tuple[int | None, bool]]:
         receipts.append((told.arrival, told.repeated))
     ledger.close()
     return receipts
+
+
+def send_keys(url: str, keys: int) -> list[tuple[int | None, bool]]:
+    """Send a report without an id under the same keys as everyone else."""
+    ledger = Ledger(url)
+    _start[0].wait(TOGETHER_S)
+    receipts = []
+    for key in range(keys):
+        with ledger.write() as tx:
+            told = keyed.receive(tx, Report(dataset="reported", source="rest", rows=1), "alice", str(key))
+        receipts.append((told.arrival, told.repeated))
+    ledger.close()
+    return receipts
+
+
+def claim_ids(url: str, ids: int) -> list[bool]:
+    """Send ids that others send too, some about another dataset; whether each was taken or refused as used for the other."""
+    ledger, taken = Ledger(url), []
+    dataset = "reported" if os.getpid() % 2 else "flights"
+    _start[0].wait(TOGETHER_S)
+    for id in range(ids):
+        try:
+            with ledger.write() as tx:
+                arrivals.receive(tx, Report(dataset=dataset, source="/contended", event_id=str(id), rows=1))
+            taken.append(True)
+        except Conflict:
+            taken.append(False)
+    ledger.close()
+    return taken
 
 
 def migrate_together(url: str) -> None:

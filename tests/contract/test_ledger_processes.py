@@ -91,6 +91,25 @@ def test_six_processes_send_the_same_reports_and_each_is_one_arrival(pool: Proce
         assert len(runs.find_all(tx)) == 1
 
 
+def test_six_processes_send_under_the_same_keys_and_each_is_one_arrival(
+    pool: ProcessPoolExecutor, file: Ledger
+) -> None:
+    told = all_at_once(pool, ledger_processes.send_keys, file.url, IDS)
+    for number in range(IDS):
+        assert len({receipts[number][0] for receipts in told}) == 1
+        assert Counter(receipts[number][1] for receipts in told) == {False: 1, True: PROCESSES - 1}
+    with file.read() as tx:
+        assert len(arrivals.find_all(tx, dataset="reported", before=None, limit=99)) == IDS
+
+
+def test_an_id_that_two_datasets_are_told_of_at_once_is_one_of_theirs(pool: ProcessPoolExecutor, file: Ledger) -> None:
+    told = all_at_once(pool, ledger_processes.claim_ids, file.url, IDS)
+    assert all(any(taken[number] for taken in told) for number in range(IDS))
+    with file.read() as tx:
+        reported = len(arrivals.find_all(tx, dataset="reported", before=None, limit=99))
+    assert reported <= IDS
+
+
 def test_six_processes_migrate_at_once_and_all_find_the_tables(pool: ProcessPoolExecutor, empty: str) -> None:
     opened = Ledger(empty)
     all_at_once(pool, ledger_processes.migrate_together, opened.url)

@@ -12,7 +12,7 @@ from fastapi.openapi.models import OpenAPI
 from tests.apis import serve
 
 PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-NOUNS = {"arrivals", "deliveries", "events", "models", "notices", "runs", "status"}
+NOUNS = {"arrivals", "deliveries", "events", "models", "notices", "rejections", "runs", "status"}
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +80,18 @@ def test_no_answer_or_body_has_unnamed_fields(document: dict[str, Any]) -> None:
     assert open_ones == set()
 
 
-def test_a_report_is_documented_in_both_forms(document: dict[str, Any]) -> None:
-    body = document["paths"]["/v1/events"]["post"]["requestBody"]
+def test_a_report_is_documented_in_each_form(document: dict[str, Any]) -> None:
+    operation = document["paths"]["/v1/events"]["post"]
+    body = operation["requestBody"]
     assert set(body["content"]) == {"application/json", "application/cloudevents+json"}
-    shorthand = body["content"]["application/json"]["schema"]
+    shorthand, data = body["content"]["application/json"]["schema"]["anyOf"]
     assert set(shorthand["properties"]) == {"dataset", "from", "to", "rows", "id"}
-    assert shorthand["additionalProperties"] is False
+    assert set(data["properties"]) == {"from", "to", "rows"}
+    assert (shorthand["additionalProperties"], data["additionalProperties"]) == (False, False)
+    headers = {one["name"] for one in operation["parameters"] if one["in"] == "header"}
+    attributes = {"ce-specversion", "ce-id", "ce-source", "ce-type", "ce-subject", "ce-time"}
+    assert headers == attributes | {"Idempotency-Key"}
+    assert body["required"] is False, "an event in binary mode may have no data"
     assert body["content"]["application/cloudevents+json"]["schema"]["additionalProperties"] is True
     cancel = document["paths"]["/v1/runs/{id}/cancel"]["post"]["requestBody"]
     assert cancel["required"] is False

@@ -77,6 +77,19 @@ def start(state: Path, database: Path) -> Server:
     return server
 
 
+def test_fifty_with_one_key_are_one_arrival_and_get_one_answer(running: Running) -> None:
+    def report(_: int) -> httpx.Response:
+        with running.client() as client:
+            return client.post("/v1/events", json={"dataset": "reported", "rows": 7}, headers={"Idempotency-Key": "k"})
+
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(report, range(50)))
+    assert {answer.status_code for answer in answers} == {202}
+    told = [answer.json() for answer in answers]
+    assert Counter(one.pop("repeated") for one in told) == {True: 49, False: 1}
+    assert all(one == {"arrival": 1, "dataset": "reported", "nudged": False, "runs": [1]} for one in told)
+
+
 def test_the_same_report_a_hundred_times_at_once_is_one_arrival(running: Running) -> None:
     def report(_: int) -> httpx.Response:
         with running.client() as client:

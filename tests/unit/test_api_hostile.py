@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,60 @@ def test_a_bad_report_is_refused_with_a_problem_and_stores_nothing(api: Api, nam
         assert deliveries.read(tx, 0, 5) == []
 
 
+CE = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/s", "ce-type": "dataset.arrived", "ce-subject": "reported"}
+HEADERS: dict[str, tuple[list[tuple[str, str | bytes]], int]] = {
+    "no id": ([("ce-id", "")], 422),
+    "no ce-id at all": ([("-ce-id", "")], 422),
+    "the id twice": ([("ce-id", "2")], 400),
+    "raw UTF-8": ([("ce-source", "Zürich".encode())], 400),
+    "a tab": ([("ce-source", "a\tb")], 400),
+    "latin-1 in percent": ([("ce-source", "Z%FCrich")], 400),
+    "half a code": ([("ce-source", "100%")], 400),
+    "NUL in percent": ([("ce-source", "a%00b")], 422),
+    "a line end in percent": ([("ce-subject", "reported%0A")], 422),
+    "half a character in percent": ([("ce-source", "%ED%A0%80")], 400),
+    "an id of 300": ([("ce-id", "x" * 300)], 422),
+    "an extension of 10 kB": ([("ce-broker", "x" * 10_000)], 400),
+    "a name that is none": ([("ce-a-b", "x")], 422),
+    "an empty name": ([("ce-", "x")], 422),
+    "data as a header": ([("ce-data", "{}")], 400),
+    "the media type as an attribute": ([("ce-datacontenttype", "application/json")], 400),
+    "a command": ([("ce-command", "rm")], 422),
+    "a queue": ([("ce-queue", "train.gpu")], 422),
+    "another version": ([("ce-specversion", "0.3")], 422),
+    "another type": ([("ce-type", "model.promote")], 422),
+    "an unknown dataset": ([("ce-subject", "unknown")], 404),
+    "XML": ([("Content-Type", "text/xml")], 415),
+    "a key of 257": ([("Idempotency-Key", "k" * 257)], 422),
+    "an empty key": ([("Idempotency-Key", "")], 422),
+    "a key in UTF-8": ([("Idempotency-Key", "ß".encode())], 422),
+    "a key with a tab": ([("Idempotency-Key", "a\tb")], 422),
+    "two keys": ([("Idempotency-Key", "a"), ("Idempotency-Key", "b")], 400),
+}
+TWICE = {"the id twice", "two keys"}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_hostile_headers_are_refused_with_a_problem_and_store_nothing(api: Api, name: str) -> None:
+    changes, status = HEADERS[name]
+    changed = {key.lower() for key, _ in changes} if name not in TWICE else set()
+    changed |= {key[1:].lower() for key, _ in changes if key.startswith("-")}
+    kept = [(key, value) for key, value in {**CE, "content-type": PLAIN}.items() if key not in changed]
+    token = ("Authorization", f"Bearer {api.secrets['all']}")
+    sent = [token, *kept, *((key, value) for key, value in changes if not key.startswith("-"))]
+    raw = [(key.encode(), value if isinstance(value, bytes) else value.encode()) for key, value in sent]
+    answer = api.portal.call(partial(api.client.post, "/v1/events", content=b"{}", headers=raw))
+    assert (answer.status_code, answer.headers["Content-Type"]) == (status, "application/problem+json"), answer.text
+    with api.ledger.read() as tx:
+        assert arrivals.find_all(tx, dataset=None, before=None, limit=5) == []
+
+
+def test_a_batch_is_refused_with_advice(api: Api) -> None:
+    headers = {"Content-Type": "application/cloudevents-batch+json"}
+    answer = api.request("POST", "/v1/events", content=b"[]", headers=headers)
+    assert (answer.status_code, "each event by itself" in answer.json()["advice"]) == (415, True)
+
+
 HUGE = "9" * 30
 ADDRESSES = {
     "/v1/runs?limit=-1": 422,
@@ -142,6 +197,8 @@ ADDRESSES = {
     "/v1/models/delays/versions/1/files/a%5c..%5cb": 422,
     "/v1/models/delays/versions/1/files/a%00b": 422,
     "/v1/models/delays/versions/1/files/MLmodel": 404,
+    "/v1/rejections?after=garbage": 422,
+    "/v1/rejections?limit=0": 422,
     "/v1/notices?after=-1": 422,
     f"/v1/notices?after={HUGE}": 422,
     "/v1/notices?after='; DROP TABLE notice": 422,

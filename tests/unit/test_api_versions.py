@@ -165,5 +165,6 @@ def test_status_tells_of_models_datasets_runs_deliveries_and_workers(api: Api, t
     ]
     assert told["runs"] == {"waiting": 1, "running": 0}
     assert told["deliveries"] == {"pending": 3, "failed": 0}
+    assert told["rejections"] == {"count": 0, "last_reason": None, "last_at": None}
     worker = {"name": "trainer@host:1", "compute_class": "standard", "slots": 2, "busy": 1}
     assert told["workers"] == [worker | {"seen_at": "2026-01-01T00:00:00Z"}]

@@ -12,7 +12,7 @@ from services.registry_bridge.api import models
 from shared.catalog import Catalog
 from shared.cuts import Cut, Point
 from shared.http import Here, Reader
-from shared.ledger import Transaction, configuration, datasets, deliveries, fates, runs, workers
+from shared.ledger import Transaction, configuration, datasets, deliveries, fates, rejections, runs, workers
 from shared.lifecycle import DeliveryState, RunState
 from shared.problems import EVERYWHERE
 from shared.values import Strict
@@ -41,6 +41,14 @@ class DeliveryCounts(Strict):
     failed: int
 
 
+class Rejections(Strict):
+    """Entries of the stream that could not be read, of those that are kept; `GET /v1/rejections` lists them."""
+
+    count: int
+    last_reason: str | None
+    last_at: datetime | None
+
+
 class WorkerStatus(Strict):
     """A trainer that was heard of within the last minute."""
 
@@ -56,6 +64,7 @@ class Status(Strict):
     datasets: tuple[DatasetStatus, ...]
     runs: RunCounts
     deliveries: DeliveryCounts
+    rejections: Rejections
     workers: tuple[WorkerStatus, ...]
 
 
@@ -73,8 +82,15 @@ def status(_: Reader, stores: Here) -> Status:
             deliveries=DeliveryCounts(
                 pending=sent.get(DeliveryState.PENDING, 0), failed=sent.get(DeliveryState.FAILED, 0)
             ),
+            rejections=_rejections(tx),
             workers=_workers(tx),
         )
+
+
+def _rejections(tx: Transaction) -> Rejections:
+    last = next(iter(rejections.find_all(tx, before=None, limit=1)), None)
+    reason, at = (last.reason, last.at) if last is not None else (None, None)
+    return Rejections(count=rejections.count(tx), last_reason=reason, last_at=at)
 
 
 def _datasets(tx: Transaction, catalog: Catalog) -> tuple[DatasetStatus, ...]:
