@@ -1,4 +1,4 @@
-"""Which loops run: one for each dataset and each model of the configuration in force, and the bell."""
+"""Which loops run: one for each dataset with a source and each model of the configuration in force, the stream and the bell."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from services.ingest_watcher.bell import Bell, Doorbell
 from services.ingest_watcher.loop import Body, Loop, Wake
 from services.ingest_watcher.sources.releases import ReleaseWatch
 from services.ingest_watcher.sources.sql import SqlSource
+from services.ingest_watcher.sources.stream import StreamReader
 from services.ingest_watcher.watch import DatasetWatch
 from shared import settings as surroundings
 from shared.catalog import Catalog, Dataset, Sql
@@ -86,6 +87,7 @@ class Roster:
             ("dataset", name): one for name, one in catalog.datasets.items() if isinstance(one.source, Sql)
         }
         wanted |= {("model", name): None for name in catalog.models} | {("bell", "bell"): None}
+        wanted |= {("stream", "stream"): None}  # always: a dataset of any kind may be spoken of there
         for key, post in list(self._posts.items()):
             if key not in wanted or wanted[key] != post.definition:
                 post.loop.stop()
@@ -105,6 +107,9 @@ class Roster:
             return self._watch(name, definition, wake)
         if kind == "model":
             return ReleaseWatch(self._ledger, name, self._settings.state_dir / "git", wake)
+        if kind == "stream":
+            lease = timedelta(seconds=self._settings.lease_s)
+            return StreamReader(self._ledger, self._settings.redis_url, self._settings.worker, lease)
         return Bell(self._ledger, self._connect, wake)
 
     def _watch(self, name: str, dataset: Dataset, wake: Wake) -> DatasetWatch:

@@ -504,3 +504,54 @@ def test_a_run_whose_class_is_gone_is_passed_over_and_others_are_rung(world: Wor
     assert "run.has_no_queue" in world.said()
     with world.ledger.read() as tx:
         assert configuration.in_force(tx).catalog.compute_classes.keys() == {f"{compute_class}-new"}
+
+
+def send(valkey: Valkey, id: str, dataset: str) -> None:
+    event = {"specversion": "1.0", "id": id, "source": "/loader", "type": "dataset.arrived", "subject": dataset}
+    valkey.command("XADD", "headrace:arrivals", "*", "event", json.dumps(event))
+
+
+def reported(world: World) -> list[str]:
+    with world.ledger.read() as tx:
+        return [row.event_id for row in arrivals.find_all(tx, dataset="reported", before=None, limit=1000)]
+
+
+def test_the_watcher_starts_while_the_broker_is_away_and_takes_events_once_it_is_there(
+    world: World, tmp_path: Path
+) -> None:
+    valkey = start_valkey(tmp_path / "valkey")
+    try:
+        valkey.kill()
+        world.redis_url = valkey.url
+        world.configure(dataset='[datasets.reported]\nsource = { kind = "stream" }')
+        watcher = world.start()
+        until(lambda: b"the broker does not answer" in world.log(0).read_bytes(), world)
+        with world.ledger.write() as tx:
+            arrivals.receive(tx, Report(dataset="reported", source="/loader", event_id="by REST"))
+        valkey.restart()
+        send(valkey, "by stream", "reported")
+        until(lambda: reported(world) == ["by stream", "by REST"], world)
+        valkey.command("FLUSHALL")
+        send(valkey, "after all was lost", "reported")
+        until(lambda: reported(world)[0] == "after all was lost", world)
+        began = time.monotonic()
+        watcher.terminate()
+        assert watcher.wait(10) == 0
+        assert time.monotonic() - began < 2
+        assert "loops.left_behind" not in world.said()
+    finally:
+        valkey.stop()
+
+
+def test_an_event_over_the_stream_is_answered_by_the_look_that_it_causes(world: World, valkey: Valkey) -> None:
+    world.redis_url = valkey.url
+    world.create_table()
+    world.configure(poll="1h")
+    world.start()
+    until(lambda: world.dataset() and world.dataset().looked_at, world)
+    first = world.dataset().looked_at
+    send(valkey, f"nudge {os.getpid()}", "flights")
+    until(lambda: world.dataset().looked_at > first, world)
+    world.insert(3)
+    until(lambda: world.rows_seen() == 3, world)
+    assert world.arrivals()[0].event_id == f"nudge {os.getpid()}"
