@@ -82,6 +82,7 @@ class Twin:
         self.cut: dict[str, int] = {}
         self.requests: list[str] = []
         self.bodies: list[Any] = []
+        self.keys: list[str | None] = []
         self.url = ""
 
     @property
@@ -129,6 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(404, {"title": "Not Found", "status": 404, "detail": f"there is no {path}"})
 
     def do_POST(self) -> None:
+        self.twin.keys.append(self.headers["Idempotency-Key"])
         self.twin.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         self.do_GET()
 

@@ -16,6 +16,7 @@ from headrace.cli import main
 from headrace.cli.parser import parser
 
 from tests.contract.client_twin import TOKEN, Twin, describe, files_of, serve
+from tests.faulty_proxy import Fault, FaultyProxy
 
 MODEL = "flight-delays"
 COMMANDS = [
@@ -275,6 +276,38 @@ def test_what_changes_something_says_it_in_the_contract_s_words(
     assert twin.requests == [path]
     assert twin.bodies == [{"dataset": "clicks", **body} if words[0] == "send" else body]
     assert capsys.readouterr().out
+
+
+ACCEPTED = {"arrival": 5, "dataset": "clicks", "repeated": False, "nudged": False, "runs": [17]}
+
+
+def test_a_report_whose_answer_is_lost_is_sent_again_under_the_same_key(
+    twin: Twin, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twin.answers["/v1/events"] = (202, ACCEPTED)
+    with FaultyProxy(twin.url) as proxy:
+        monkeypatch.setenv("HEADRACE_URL", proxy.url)
+        proxy.fail(1, Fault.DROP_REPLY)
+        assert main(["send", "clicks"]) == 0
+        assert main(["send", "clicks"]) == 0
+    first, again, other = twin.keys
+    assert first == again != other
+    assert "arrival 5 of clicks: run 17" in capsys.readouterr().out
+
+
+def test_status_says_what_was_rejected_and_what_to_do_about_it(twin: Twin, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = {"runs": {"waiting": 0, "running": 0}, "deliveries": {"pending": 0, "failed": 0}}
+    rejected = {"count": 3, "last_reason": "there is no\x1b[2J dataset 'clicks'", "last_at": "2026-01-01T00:00:00Z"}
+    status = {"models": [], "datasets": [], "workers": [], **counts, "rejections": rejected}
+    twin.answers["/v1/status"] = (200, status)
+    assert main(["status"]) == 0
+    said = capsys.readouterr().out
+    assert "Rejected from the stream: 3; the last" in said
+    assert "there is no [2J dataset 'clicks'" in said
+    assert "send them again from headrace:rejected" in said
+    twin.answers["/v1/status"] = (200, status | {"rejections": rejected | {"count": 0}})
+    assert main(["status"]) == 0
+    assert "Rejected" not in capsys.readouterr().out
 
 
 def test_one_version_tells_its_verdict_and_size(twin: Twin, capsys: pytest.CaptureFixture[str]) -> None:

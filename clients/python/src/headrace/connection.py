@@ -55,8 +55,10 @@ class Connection:
         with self.open("GET", path, query, timeout_s=TIMEOUT_S + wait_s) as answer:
             return self._decode(answer)
 
-    def post(self, path: str, body: Mapping[str, object]) -> Dict[str, Any]:
-        with self.open("POST", path, body=body, timeout_s=TIMEOUT_S) as answer:
+    def post(
+        self, path: str, body: Mapping[str, object], headers: Optional[Mapping[str, str]] = None
+    ) -> Dict[str, Any]:
+        with self.open("POST", path, body=body, headers=headers, timeout_s=TIMEOUT_S) as answer:
             return self._decode(answer)
 
     def items(
@@ -80,11 +82,13 @@ class Connection:
         query: Optional[Mapping[str, object]] = None,
         *,
         body: Optional[Mapping[str, object]] = None,
+        headers: Optional[Mapping[str, str]] = None,
         timeout_s: float = TIMEOUT_S,
     ) -> _Answer:
         """The open answer of a request, to be closed by `with`. Raises `Problem`, or `Unreachable`."""
         request = urllib.request.Request(self.url + path + _query(query), method=method)
-        request.add_header("Accept", "application/json")
+        for name, value in {"Accept": "application/json", **(headers or {})}.items():
+            request.add_header(name, value)
         if self.token:
             request.add_header("Authorization", f"Bearer {self.token}")
         if body is not None:
@@ -148,8 +152,13 @@ def connect(environ: Optional[Mapping[str, str]] = None, directory: Optional[Pat
     environ = os.environ if environ is None else environ
     if environ.get("HEADRACE_URL"):
         return _checked(environ["HEADRACE_URL"], environ.get("HEADRACE_TOKEN"), "HEADRACE_URL")
+    return _local(find_state(environ, directory), environ)
+
+
+def find_state(environ: Mapping[str, str], directory: Optional[Path] = None) -> Path:
+    """The directory of a stack on this machine: of HEADRACE_STATE, else `.headrace` here or in a parent. Raises `Problem`."""
     if environ.get("HEADRACE_STATE"):
-        return _local(Path(environ["HEADRACE_STATE"]), environ)
+        return Path(environ["HEADRACE_STATE"])
     here = (directory or Path.cwd()).resolve()
     states = [place / ".headrace" for place in (here, *here.parents) if (place / ".headrace").is_dir()]
     running = [state for state in states if (state / "endpoints.json").is_file()]
@@ -158,7 +167,7 @@ def connect(environ: Optional[Mapping[str, str]] = None, directory: Optional[Pat
             "no Headrace found: HEADRACE_URL is not set, and there is no .headrace here or above",
             "set HEADRACE_URL and HEADRACE_TOKEN, or start a stack with `make up` and come back to its directory",
         )
-    return _local((running or states)[0], environ)
+    return (running or states)[0]
 
 
 def api_path(*parts: object) -> str:

@@ -47,13 +47,21 @@ def _looking(commands: Any) -> None:
         "send",
         "send",
         "report that a dataset has grown",
-        "headrace send clicks --from 1000 --to 2000 --rows 1000 --id batch-7\n  headrace send flights      (has a source: look now)",
+        "headrace send clicks --from 1000 --to 2000 --rows 1000 --id batch-7\n  headrace send flights      (has a source: look now)\n"
+        "  headrace send clicks --rows 1000 --stream",
     )
     send.add_argument("dataset", metavar="DATASET")
     send.add_argument("--from", dest="start", metavar="POINT", help="the range begins after this")
     send.add_argument("--to", dest="end", metavar="POINT", help="the range ends with this")
     send.add_argument("--rows", type=_count, metavar="N", help="how many rows came (not given: enough)")
     send.add_argument("--id", metavar="ID", help="the same ID twice is one arrival")
+    send.add_argument(
+        "--stream",
+        nargs="?",
+        const="",
+        metavar="URL",
+        help="by the Redis stream (of URL, of HEADRACE_REDIS_URL or of the stack on this machine)",
+    )
 
 
 def _runs(commands: Any) -> None:

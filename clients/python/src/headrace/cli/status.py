@@ -33,6 +33,18 @@ def status(arguments: Namespace) -> None:
         f"\nRuns: {runs['waiting']} waiting, {runs['running']} running."
         f" Deliveries: {deliveries['pending']} pending, {deliveries['failed']} failed."
     )
+    _rejections(found.get("rejections") or {})
+
+
+def _rejections(told: Mapping[str, Any]) -> None:
+    """What the stream brought and nobody could read: said only where there is some."""
+    if not told.get("count"):
+        return
+    print(
+        f"Rejected from the stream: {told['count']}; the last {show.ago(told['last_at'])}: {show.text(told['last_reason'])}\n"
+        "  GET /v1/rejections lists them; put right what they lack, and send them again from headrace:rejected"
+        " (docs/how-to/producer.md)"
+    )
 
 
 def why(arguments: Namespace) -> None:
