@@ -174,8 +174,8 @@ class StreamReader:
         start, idle_ms = b"0-0", int(self._lease.total_seconds() * 1000)
         while True:
             client = self._connected()
-            start, claimed, gone = client.xautoclaim(ARRIVALS, GROUP, self._consumer, idle_ms, start, count=BATCH)
-            for id in gone:
+            start, claimed, *gone = client.xautoclaim(ARRIVALS, GROUP, self._consumer, idle_ms, start, count=BATCH)
+            for id in gone[0] if gone else []:  # cut away meanwhile; Redis 6 lists them among the claimed
                 self._take(id.decode(), {})
             if claimed:
                 self._behind = True
