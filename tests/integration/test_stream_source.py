@@ -190,10 +190,25 @@ def test_what_cannot_be_read_is_put_aside_with_its_reason_and_the_next_is_taken(
     (kept,), (aside,) = told(ledger), events.rejected()
     assert (kept.entry, reason in kept.reason) == (entry, True), kept.reason
     assert (aside[b"entry"].decode(), aside[b"reason"].decode()) == (entry, kept.reason)
-    if "event" in fields:
+    if "event" not in fields:
+        assert json.loads(aside[b"event"]) == {"data": "{}", "\x00": "\ufffd"}
+    else:
         assert aside[b"event"] == fields["event"][: stream.REJECTED_BYTES]
     assert len(kept.excerpt) <= rejections.MAX_EXCERPT
     assert events.pending() == 0
+
+
+def test_a_broker_that_is_full_does_not_let_a_bad_entry_hold_up_the_next(events: Stream, ledger: Ledger) -> None:
+    reader = events.reader(ledger)
+    reader.step()
+    events.add(b"bad", event(1), b"{}", event(2))
+    events.client.config_set("maxmemory", 1)
+    try:
+        drain(reader, events)
+    finally:
+        events.client.config_set("maxmemory", 0)
+    assert stored(ledger) == ["e1", "e2"]
+    assert (len(told(ledger)), events.rejected(), events.pending()) == (2, [], 0)
 
 
 def test_an_id_that_another_dataset_used_is_put_aside_and_the_sender_is_named(events: Stream, ledger: Ledger) -> None:

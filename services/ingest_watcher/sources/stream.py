@@ -6,6 +6,7 @@ An entry is acknowledged and removed, in one MULTI, only after the ledger has co
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from typing import Any
 import structlog
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 from redis.retry import Retry
 
 from shared.arrivals import Report, parse_cloudevent, parse_json
@@ -150,7 +151,7 @@ class StreamReader:
         log.info("event.received", dataset=report.dataset, arrival=receipt.arrival, repeated=receipt.repeated)
 
     def _reject(self, entry: str, fields: Mapping[bytes, bytes], reason: str) -> None:
-        event = fields.get(FIELD, b"" if not fields else repr(dict(fields)).encode())[:REJECTED_BYTES]
+        event = fields.get(FIELD, _shown(fields))[:REJECTED_BYTES]
         self._note(Rejected(entry, _sender(event), reason, event.decode(errors="replace")))
         self._settle(entry, {"entry": entry, "reason": reason, "event": event})
         log.warning("event.rejected", entry=entry, why=reason)
@@ -167,7 +168,14 @@ class StreamReader:
                 together.xadd(REJECTED, put_aside, maxlen=REJECTED_KEPT, approximate=True)
             together.xack(ARRIVALS, GROUP, entry)
             together.xdel(ARRIVALS, entry)
-            together.execute()
+            try:
+                together.execute()
+            except OutOfMemoryError:
+                if put_aside is None:
+                    raise
+                # A full broker must not make one bad entry hold up the others; the ledger has its reason and its beginning.
+                log.warning("event.not_put_aside", entry=entry, why=f"the broker is full: nothing fits into {REJECTED}")
+                return self._settle(entry)
 
     def _take_over(self) -> None:
         """Entries that another consumer has held for longer than the lease: it is dead, or as good as dead."""
@@ -203,6 +211,12 @@ class StreamReader:
                 datasets.ensure(tx, name)
                 datasets.looked(tx, name, error)
         self._said = error
+
+
+def _shown(fields: Mapping[bytes, bytes]) -> bytes:
+    """An entry without an event, as JSON."""
+    text = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in fields.items()}
+    return json.dumps(text).encode() if text else b""
 
 
 def _sender(event: bytes) -> str | None:
