@@ -84,7 +84,7 @@ def producer(product: Product, tmp_path: Path) -> dict[str, str]:
     (tool := tmp_path / "redis-cli").write_text(REDIS_CLI.format(python=sys.executable))
     tool.chmod(0o755)
     path = os.environ["PATH"] if shutil.which("redis-cli") else f"{tmp_path}:{os.environ['PATH']}"
-    operators = redis_url(product)
+    operators = redis_url(product).replace("://:", "://default:")
     return {
         **os.environ,
         "PATH": path,
@@ -103,6 +103,8 @@ def run(name: str, producer: dict[str, str], directory: Path, **more: str) -> st
         [*argv, found[2]], env=producer | more, cwd=directory, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    refused = re.search(r"^(ERR|NOAUTH|NOPERM|WRONGTYPE)\b|AUTH failed", done.stdout + done.stderr, re.MULTILINE)
+    assert not refused, "redis-cli says so and exits with 0: " + done.stdout + done.stderr
     return done.stdout
 
 
