@@ -22,18 +22,21 @@ from shared.notices import EVERYTHING
 from shared.subscriptions import Subscription, name_subscriptions
 from shared.toml import MAX_BYTES, KeyPath, TomlError, read_toml
 from shared.values import (
+    Bytes,
     Duration,
     EnvName,
     MetricName,
     Name,
     ReleaseChoice,
     RepositoryUrl,
+    Size,
     Strict,
     Within,
 )
 
 __all__ = [
-    "Catalog", "ComputeClass", "Dataset", "Holdout", "Model", "Policy", "Reported", "Rest", "Source", "Sql", "StackOptions", "Stream", "Subscription",
+    "Catalog", "ComputeClass", "Dataset", "Holdout", "Keep", "Model", "Policy", "Reported", "Rest", "Source", "Sql", "StackOptions", "Stream",
+    "Subscription",
     "check_declaration", "digest", "example", "load", "parse", "variables",
 ]  # fmt: skip
 
@@ -44,6 +47,7 @@ _ADVICE = {
     "commit": "write release = the 40 hex digits of the commit",
     "env": 'write pass_env = ["NAME"]; values stay out of this file',
     "token": "values stay out of this file; name a variable",
+    "retention": 'write keep = { runs = "180d", rejected = 20, logs = "30d", environments = "20GB" }',
     "queue": "a release names its compute_class; the classes stand under [compute_classes]",
 }
 _EXAMPLE = b"""
@@ -132,6 +136,28 @@ class ComputeClass(Strict):
     )
 
 
+class Keep(Strict):
+    """How long and how much is kept. What was ever promoted, is pinned, waits for a word or is in use is never taken."""
+
+    runs: Annotated[Duration, AfterValidator(Within(_SECOND))] = Field(
+        180 * _DAY,
+        description="Bundles of runs, and notices with their deliveries, for so long after they ended.",
+        examples=["180d"],
+    )
+    rejected: int = Field(
+        20, ge=0, le=100_000, description="The files of so many rejected versions of each model, the newest ones."
+    )
+    logs: Annotated[Duration, AfterValidator(Within(_SECOND))] = Field(
+        30 * _DAY, description="Logs of runs, for so long after their last line.", examples=["30d"]
+    )
+    environments: Size = Field(
+        Bytes(20 * 1000**3),
+        description="On the disk of each trainer: environments, checkouts and fetched models may take so much together; "
+        "what has not been used for longest goes first.",
+        examples=[Bytes(20 * 1000**3)],
+    )
+
+
 Port = Annotated[int, Field(ge=1, le=65535, title="port")]
 
 
@@ -165,6 +191,7 @@ class Catalog(Strict):
     compute_classes: dict[Name, ComputeClass] = Field(
         default={"standard": ComputeClass()}, description="The kinds of workers that a release can ask for."
     )
+    keep: Keep = Field(Keep(), description="What is kept, and for how long.")
     stack: StackOptions = Field(StackOptions(), description="The embedded stack.")
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from shared.toml import Document, KeyPath
-from shared.values import Strict, format_duration, format_share
+from shared.values import Bytes, Strict, format_duration, format_share, format_size
 
 Known = TypeVar("Known", bound=Strict)
 
@@ -137,6 +137,8 @@ def toml_value(value: object) -> str:
         return f'"{format_duration(value)}"'
     if isinstance(value, Decimal):
         return f'"{format_share(value)}"'
+    if isinstance(value, Bytes):
+        return f'"{format_size(value)}"'
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(toml_value(item) for item in value)}]"
     if isinstance(value, dict):

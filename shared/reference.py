@@ -21,7 +21,8 @@ _INTRODUCTION = """\
 Rendered from the definitions in `shared/catalog.py`, `shared/datasets.py`, `shared/subscriptions.py` and `shared/declaration.py`; a test keeps it equal.
 
 A *name* has at most 63 small letters, digits and `.` `_` `-`, a letter or digit first. A *duration* is text: a whole number with one
-unit of `ms`, `s`, `m`, `h` or `d`. A *share* is text: `"10%"`. A key that is not listed here is refused, with its line.
+unit of `ms`, `s`, `m`, `h` or `d`. A *share* is text: `"10%"`. A *size* is text: a whole number with one unit of `B`, `kB`, `MB`, `GB`
+or `TB`, in steps of 1000. A key that is not listed here is refused, with its line.
 """
 _OPERATOR = """\
 ## The operator's file, `headrace.toml`

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Annotated
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator
 
 from shared import repository
 from shared.errors import Refused
@@ -66,6 +66,33 @@ class Within:
 
     def __str__(self) -> str:
         return f'from "{format_duration(self.least)}" to "{format_duration(self.most)}"'
+
+
+class Bytes(int):
+    """A number of bytes that is written as a size."""
+
+
+_SIZES = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4}
+_LARGEST = Bytes(1000 * _SIZES["TB"])
+
+
+def parse_size(value: object) -> Bytes:
+    """`"20GB"` to bytes; whole numbers of B, kB, MB, GB or TB (powers of 1000), at most 1000 TB. Raises `ValueError`."""
+    if isinstance(value, Bytes):
+        return value
+    found = re.fullmatch(r"([0-9]{1,15})(B|kB|MB|GB|TB)", value) if isinstance(value, str) else None
+    if not found:
+        raise ValueError("a size is text, a whole number with one unit of B, kB, MB, GB or TB")
+    size = Bytes(int(found[1]) * _SIZES[found[2]])
+    if size > _LARGEST:
+        raise ValueError(f'more than "{format_size(_LARGEST)}"')
+    return size
+
+
+def format_size(value: int) -> str:
+    """The shortest spelling that `parse_size` reads back."""
+    unit = next(name for name, size in reversed(_SIZES.items()) if value and not value % size) if value else "B"
+    return f"{value // _SIZES[unit]}{unit}"
 
 
 def parse_share(value: object) -> Decimal:
@@ -206,6 +233,12 @@ Duration = Annotated[
     BeforeValidator(parse_duration),
     PlainSerializer(format_duration, return_type=str),
     Field(title="duration"),
+]
+Size = Annotated[
+    Bytes,
+    PlainValidator(parse_size),
+    PlainSerializer(format_size, return_type=str),
+    Field(title="size"),
 ]
 Share = Annotated[
     Decimal, BeforeValidator(parse_share), PlainSerializer(format_share, return_type=str), Field(title="share")

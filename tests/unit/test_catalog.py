@@ -17,7 +17,7 @@ from shared.explain import check, closest
 from shared.reference import reference
 from shared.subscriptions import check_secret
 from shared.toml import MAX_BYTES, read_toml
-from shared.values import format_duration, format_share, parse_duration, parse_share
+from shared.values import format_duration, format_share, format_size, parse_duration, parse_share, parse_size
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "configuration.md"
 
@@ -44,6 +44,14 @@ WRONG: list[tuple[str, int, str]] = [
     (f'[datasets."../../etc/passwd"]\n{SOURCE}', 1, "is not a name"),
     (f'[datasets."Ａ"]\n{SOURCE}', 1, "is not a name"),
     ("[datasets.flights]", 1, "datasets.flights.source: is missing"),
+    ("keep = 3", 1, "keep: expected table, found the number 3"),
+    ('[keep]\nrun = "1d"', 2, 'keep.run: unknown key; did you mean "runs"?'),
+    ('[keep]\nlogs = "0s"', 2, 'keep.logs: must be from "1s" to "3650d"; for example logs = "30d"'),
+    ("[keep]\nrejected = -1", 2, "keep.rejected: must be at least 0"),
+    ('[keep]\nenvironments = "20 GB"', 2, 'a size is text, a whole number with one unit of B, kB, MB, GB or TB; for example environments = "20GB"'),
+    ("[keep]\nenvironments = 20", 2, "keep.environments: a size is text"),
+    ('[keep]\nenvironments = "1001TB"', 2, 'more than "1000TB"'),
+    ('retention = { runs = "1d" }', 1, "retention: unknown key; write keep = {"),
     ("[datasets.flights]\nsource = 3", 2, "expected table, found the number 3"),
     ('[datasets.flights]\nsource = { url = "x" }', 2, "kind is missing"),
     ('[datasets.flights]\nsource = { kind = "s3" }', 2, 'there is no kind "s3" by now, only "sql", "rest" and "stream"'),
@@ -305,6 +313,20 @@ def test_finding_lines_takes_no_quadratic_time() -> None:
 @pytest.mark.parametrize("text", ["0s", "1ms", "1500ms", "90s", "10m", "6h", "365d"])
 def test_durations_are_written_as_they_are_read(text: str) -> None:
     assert format_duration(parse_duration(text)) == text
+
+
+@pytest.mark.parametrize("text", ["0B", "1B", "1500kB", "20GB", "1000TB"])
+def test_sizes_are_written_as_they_are_read(text: str) -> None:
+    assert format_size(parse_size(text)) == text
+
+
+def test_what_is_kept_has_safe_defaults_and_reads_back_from_the_ledger() -> None:
+    assert (
+        parse(b"").keep == parse(b'keep = { runs = "180d", rejected = 20, logs = "30d", environments = "20GB" }').keep
+    )
+    other = parse(b'keep = { runs = "1s", rejected = 0, logs = "1s", environments = "1MB" }')
+    assert Catalog.from_json(other.to_json()) == other
+    assert (other.keep.environments, digest(other) == digest(parse(b""))) == (1_000_000, False)
 
 
 @pytest.mark.parametrize("text", ["10%", "0.5%", "33.3%", "50%"])
