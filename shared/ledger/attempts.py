@@ -26,7 +26,7 @@ class Trained:
 
     run: int
     release: Release
-    bundle: str
+    bundle: str | None  # None: tidied away
     cut: dict[str, Cut]
 
 

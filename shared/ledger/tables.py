@@ -194,6 +194,7 @@ run = Table(
     C("registration_lease", Instant),
     C("registrations", Integer, nullable=False, default=0),  # the fence of whoever registers it
     C("traceparent", String(64)),
+    C("tidied_at", Instant),  # its bundle was taken away, and `bundle` is empty from then on
     Index(
         "uq_run_waiting",
         "model",
@@ -251,6 +252,11 @@ version = Table(
     C("mlflow_run", String(64), nullable=False),
     C("mlflow_model", String(64), nullable=False),
     C("registered_at", Instant, nullable=False),
+    C("pinned_at", Instant),  # somebody relies on it: it is never tidied away
+    C("pinned_by", String(200)),
+    C("pin_reason", Text),
+    C("tidied_at", Instant),  # its files no longer count, whatever is still there of them
+    C("removed_at", Instant),  # MLflow has let go of it too
     UniqueConstraint("model", "number"),
 )
 
@@ -318,6 +324,21 @@ delivery = Table(
     C("ended_at", Instant),
     Index("ix_delivery_state_due", "state", "due_at"),
 )
+
+tidying = Table(
+    "tidying",
+    metadata,
+    C(
+        "id", Integer, primary_key=True, autoincrement=False
+    ),  # one more than the last: two who begin at once cannot both have it
+    C("owner", String(200), nullable=False),
+    C("keep", JSON, nullable=False),  # the rules that it went by
+    C("lease_until", Instant, nullable=False),
+    C("started_at", Instant, nullable=False),
+    C("ended_at", Instant),
+    C("taken", JSON),
+    C("error", Text),
+)  # each turn of the janitor, and what it took; an open one with a live lease keeps the others out
 
 worker = Table(
     "worker",

@@ -120,6 +120,7 @@ def promote(tx: Transaction, model: str, number: int, actor: str, reason: str) -
     """A named person promotes an awaiting version: the intent; the alias follows. Raises `NotFound`, `Conflict`."""
     tx.hold_models(model)
     row = find(tx, model, number)
+    _refuse_tidied(row)
     if row.state != VersionState.AWAITING:
         raise Conflict(
             f"version {number} of {model} is {row.state}; only an awaiting one can be promoted by hand (or roll back to one that has served)"
@@ -138,6 +139,8 @@ def roll_back(tx: Transaction, model: str, number: int | None, actor: str, reaso
     _refuse_overlap(tx, model)
     serving = _champion_id(tx, model)
     target = find(tx, model, number) if number is not None else _replaced_by(tx, serving)
+    if target is not None:
+        _refuse_tidied(target)
     if target is not None and target.id == serving:
         raise Conflict(f"version {number} of {model} serves already")
     if target is None or _promoted(tx, target.id) is None:
@@ -146,6 +149,14 @@ def roll_back(tx: Transaction, model: str, number: int | None, actor: str, reaso
         )
     _intend(tx, target, serving, "rolled_back", actor, reason)
     return int(target.number)
+
+
+def _refuse_tidied(row: Any) -> None:
+    if row.tidied_at is not None:
+        raise Conflict(
+            f"the files of version {row.number} of {row.model} were tidied away on {row.tidied_at:%Y-%m-%d} (it had been {row.state}); "
+            "retrain the model instead"
+        )
 
 
 def _promoted(tx: Transaction, version_id: int | None) -> Any:
