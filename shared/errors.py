@@ -8,6 +8,7 @@ HeadraceError
     ├── ConfigurationError   headrace.toml or a setting
     ├── Refused              a request, a declaration or a file that breaks a rule
     ├── NotFound             no such model, run, version, arrival
+    │   └── Gone                 it was there, and the janitor has taken it away
     ├── Conflict             the thing is in a state that does not allow this
     └── Fenced               a newer claim owns the run: stop, and write nothing
 """
@@ -55,6 +56,10 @@ class Refused(Permanent):
 
 class NotFound(Permanent):
     """No such thing."""
+
+
+class Gone(NotFound):
+    """It was there, and the janitor has taken it away."""
 
 
 class Conflict(Permanent):

@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import Field
 from starlette.exceptions import HTTPException
 
-from shared.errors import ConfigurationError, Conflict, Fenced, HeadraceError, NotFound, Refused, Transient
+from shared.errors import ConfigurationError, Conflict, Fenced, Gone, HeadraceError, NotFound, Refused, Transient
 from shared.explain import dotted
 from shared.values import Strict
 
@@ -21,7 +21,7 @@ JSON: Final = "application/json"
 PROBLEM_JSON: Final = "application/problem+json"
 RETRY_AFTER_S = 2
 
-_STATUS = {NotFound: 404, Conflict: 409, Fenced: 409, Refused: 422, ConfigurationError: 503, Transient: 503}
+_STATUS = {NotFound: 404, Gone: 410, Conflict: 409, Fenced: 409, Refused: 422, ConfigurationError: 503, Transient: 503}
 
 
 class Remark(Strict):

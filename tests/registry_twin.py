@@ -30,6 +30,7 @@ class RegistryTwin:
     before: Callable[[], object] = lambda: None
     after: Callable[[], object] = lambda: None
     tokens: list[int] = field(default_factory=list)
+    removed: list[tuple[str, int]] = field(default_factory=list)
 
     def register(self, registration: Registration, *, fence: Callable[[], None]) -> Registered:
         self._answer()
@@ -55,6 +56,12 @@ class RegistryTwin:
             raise Refused(f"MLflow has no version {version} of {model}")
         self.aliases[model] = version
         self.moves.append((model, version))
+
+    def remove(self, model: str, version: int, mlflow_run: str, model_id: str) -> None:
+        self._answer()
+        if self.aliases.get(model) == version:
+            raise Refused(f"version {version} of {model} is MLflow's champion")
+        self.removed.append((model, version))
 
     def _answer(self) -> None:
         if self.trouble is not None:

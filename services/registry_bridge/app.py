@@ -11,10 +11,12 @@ from celery.signals import worker_init, worker_shutdown
 
 from services.registry_bridge import tasks
 from services.registry_bridge.deliver import Deliverer
+from services.registry_bridge.janitor import Janitor
 from services.registry_bridge.mlflow_registry import MlflowRegistry
 from services.registry_bridge.promote import Promoter, Wanted
 from services.registry_bridge.register import Registrar
 from services.registry_bridge.sweep import Sweep
+from services.registry_bridge.tidy import Tidy
 from shared import messages
 from shared.blobs import make_blobs
 from shared.celery_app import make_app, work
@@ -22,6 +24,7 @@ from shared.errors import ConfigurationError, HeadraceError
 from shared.ledger import Ledger, configuration
 from shared.ledger.session import await_schema
 from shared.log import configure
+from shared.logs import make_logs
 from shared.settings import Settings, load
 
 log = structlog.get_logger()
@@ -34,10 +37,10 @@ def build(settings: Settings) -> Celery:
     ledger = Ledger(settings.ledger_url)
     await_schema(ledger)
     app, registry, blobs = make_app(settings, ()), MlflowRegistry(settings.mlflow_url), make_blobs(settings.blobs_url)
+    janitor = Janitor(ledger, Tidy(ledger, registry, blobs, make_logs(settings.logs_url)), settings.worker)
     registrar = Registrar(ledger, registry, blobs, settings.state_dir / "bridge")
-    sweep = Sweep(
-        ledger, registrar, Promoter(ledger, registry, lambda wanted: _ask(settings, ledger, wanted)), Deliverer(ledger)
-    )
+    promoter = Promoter(ledger, registry, lambda wanted: _ask(settings, ledger, wanted))
+    sweep = Sweep(ledger, registrar, promoter, Deliverer(ledger), janitor)
     tasks.register(app, sweep)
     _connect(settings, sweep)
     return app

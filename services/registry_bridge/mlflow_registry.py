@@ -85,6 +85,48 @@ class MlflowRegistry:
         if self.champion(model) != version:
             self._mlflow.post("registered-models/alias", {"name": model, "alias": CHAMPION, "version": str(version)})
 
+    def remove(self, model: str, version: int, mlflow_run: str, model_id: str) -> None:
+        """Delete the version, its files and those of its run, and mark run and logged model as deleted. What is gone already is fine.
+
+        Raises `Refused` for the version that the alias names, and for one that is not of this MLflow run.
+        """
+        if self.champion(model) == version:
+            raise Refused(f"version {version} of {model} is MLflow's {CHAMPION}; it is not taken")
+        found = self._found("model-versions/get", "model_version", name=model, version=str(version))
+        if found and found["run_id"] != mlflow_run:
+            raise Refused(f"version {version} of {model} in MLflow is of run {found['run_id']}, not of {mlflow_run}")
+        roots = self._roots(mlflow_run, model_id)
+        if found:
+            self._deleted(
+                lambda: self._mlflow.delete("model-versions/delete", {"name": model, "version": str(version)})
+            )
+        for root in roots:
+            self._mlflow.clear(root)
+        self._deleted(lambda: self._mlflow.delete(f"logged-models/{model_id}", {"model_id": model_id}))
+        self._deleted(lambda: self._mlflow.post("runs/delete", {"run_id": mlflow_run}))
+
+    def _roots(self, mlflow_run: str, model_id: str) -> list[str]:
+        """Where the artifacts lie of what is still there. The run knows its place after it was marked, its model does not: the run goes last."""
+        run = self._found("runs/get", "run", run_id=mlflow_run)
+        logged = self._found(f"logged-models/{model_id}", "model")
+        return [str(one["info"]["artifact_uri"]) for one in (logged, run) if one]
+
+    def _found(self, path: str, key: str, **query: str) -> dict[str, Any] | None:
+        try:
+            return dict(self._mlflow.get(path, **query)[key])
+        except Answered as refusal:
+            if refusal.code == _MISSING:
+                return None
+            raise
+
+    @staticmethod
+    def _deleted(delete: Callable[[], object]) -> None:
+        try:
+            delete()
+        except Answered as refusal:
+            if refusal.code != _MISSING:
+                raise
+
     def _experiment(self, model: str, fence: Callable[[], None]) -> str:
         """Its id, asked for each time: once MLflow's store was replaced, a remembered id is another model's."""
         try:

@@ -63,12 +63,7 @@ class MlflowRest:
 
     def upload(self, root: str, path: str, file: Path) -> None:
         """Put `file` at `path` under an artifact root of the server (`mlflow-artifacts:/…`); repeatable."""
-        scheme, _, place = root.partition(":")
-        if scheme != "mlflow-artifacts":
-            raise Permanent(
-                f"MLflow keeps artifacts at {root}, out of our reach; start its server with --serve-artifacts"
-            )
-        target = quote(f"{place.lstrip('/')}/{path}", safe="/")
+        target = quote(f"{_place(root)}/{path}", safe="/")
         headers = {
             **self._pool.headers,
             "Content-Length": str(file.stat().st_size),
@@ -76,6 +71,10 @@ class MlflowRest:
         }
         with file.open("rb") as stream:
             self._call("PUT", _ARTIFACTS + target, body=stream, headers=headers)
+
+    def clear(self, root: str) -> None:
+        """Delete all that lies under an artifact root of the server; repeatable."""
+        self._call("DELETE", _ARTIFACTS + quote(_place(root), safe="/"))
 
     def _call(self, method: str, path: str, **content: Any) -> dict[str, Any]:
         try:
@@ -88,6 +87,14 @@ class MlflowRest:
         if reply.status == 200 and decoded is not None:
             return decoded
         raise _refusal(f"MLflow at {self._url} answered {method} {path} with {reply.status}", reply.status, decoded)
+
+
+def _place(root: str) -> str:
+    """The path of an artifact root on the server."""
+    scheme, _, place = root.partition(":")
+    if scheme != "mlflow-artifacts" or not place.strip("/"):
+        raise Permanent(f"MLflow keeps artifacts at {root}, out of our reach; start its server with --serve-artifacts")
+    return place.lstrip("/")
 
 
 def _decode(text: bytes) -> dict[str, Any] | None:

@@ -28,11 +28,12 @@ log = structlog.get_logger()
 
 class Registry(Protocol):
     """A model registry. `register` may be repeated, and answers with the version that is there; it calls `fence` before each thing that it
-    makes. `set_champion` is idempotent. Both raise `Unavailable` where trying again may help."""
+    makes. `set_champion` and `remove` are idempotent. All raise `Unavailable` where trying again may help."""
 
     def register(self, registration: Registration, *, fence: Any) -> Registered: ...
     def champion(self, model: str) -> int | None: ...
     def set_champion(self, model: str, version: int) -> None: ...
+    def remove(self, model: str, version: int, mlflow_run: str, model_id: str) -> None: ...
 
 
 @dataclass(frozen=True)

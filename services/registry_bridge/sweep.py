@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import structlog
 
 from services.registry_bridge.deliver import Deliverer
+from services.registry_bridge.janitor import Janitor
 from services.registry_bridge.promote import Promoter
 from services.registry_bridge.register import Registrar
 from shared.errors import HeadraceError, Unavailable
@@ -24,12 +25,13 @@ log = structlog.get_logger()
 
 @dataclass
 class Sweep:
-    """Two loops of one bridge: one takes trained runs onward, the other sends what is due. Any number of bridges may run."""
+    """The loops of one bridge: one takes trained runs onward, one sends what is due, one tidies. Any number of bridges may run."""
 
     ledger: Ledger
     registrar: Registrar
     promoter: Promoter
     deliverer: Deliverer
+    janitor: Janitor | None = None
 
     def __post_init__(self) -> None:
         self._stop = threading.Event()
@@ -37,13 +39,18 @@ class Sweep:
         self._mirrored_at = 0.0
 
     def start(self) -> None:
-        for name, step in (("settle", self._settle_all), ("deliver", self.deliverer.send_due)):
+        steps = [("settle", self._settle_all), ("deliver", self.deliverer.send_due)]
+        if self.janitor is not None:
+            steps.append(("tidy", self.janitor.look))
+        for name, step in steps:
             thread = threading.Thread(target=self._loop, args=(name, step), name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
 
     def stop(self, timeout_s: float) -> None:
         self._stop.set()
+        if self.janitor is not None:
+            self.janitor.leaving.set()
         for thread in self._threads:
             thread.join(timeout_s)
         self.deliverer.stop()

@@ -34,6 +34,8 @@ COMMANDS = [
     "version",
     "promote",
     "rollback",
+    "pin",
+    "unpin",
     "pull",
     "bump",
 ]
@@ -245,6 +247,12 @@ def test_following_a_log_goes_over_to_the_next_attempt(twin: Twin, capsys: pytes
             f"/v1/models/{MODEL}/promote",
             {"version": 14, "reason": "seen"},
         ),
+        (
+            ["pin", MODEL, "14", "--reason", "ours"],
+            f"/v1/models/{MODEL}/versions/14/pin",
+            {"reason": "ours"},
+        ),
+        (["unpin", MODEL, "14"], f"/v1/models/{MODEL}/versions/14/unpin", {}),
         (["rollback", MODEL, "--reason", "slow"], f"/v1/models/{MODEL}/rollback", {"reason": "slow"}),
         (
             ["rollback", MODEL, "--to", "12", "--reason", "x"],
@@ -316,6 +324,44 @@ def test_one_version_tells_its_verdict_and_size(twin: Twin, capsys: pytest.Captu
     said = capsys.readouterr().out
     assert "auc 0.71 is at least 0.6" in said
     assert describe(MODEL, 14, files_of(0.1))["digest"] in said
+
+
+def test_a_version_shows_its_pin_and_that_its_files_are_gone(twin: Twin, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = describe(MODEL, 14, files_of(0.1))
+    pin = {"by": "alice", "reason": "the storefront runs it", "at": "2026-11-23T18:00:00Z"}
+    twin.answers[f"/v1/models/{MODEL}/versions/14"] = (200, {**shown, "pin": pin})
+    assert main(["version", MODEL, "14"]) == 0
+    assert "by alice" in capsys.readouterr().out
+    gone = {**shown, "pin": None, "tidied_at": "2026-11-23T18:00:00Z", "files": []}
+    twin.answers[f"/v1/models/{MODEL}/versions/14"] = (200, gone)
+    assert main(["version", MODEL, "14"]) == 0
+    assert "tidied away" in capsys.readouterr().out
+    assert main(["pull", MODEL, "--version", "14"]) == 1
+    assert "were tidied away" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("tidied", "line"),
+    [
+        (None, "Nothing was tidied away yet."),
+        (
+            {
+                "at": "2026-11-23T18:00:00Z",
+                "taken": {"logs": {"count": 3, "size_bytes": 1200}, "notices": {"count": 2, "size_bytes": 0}},
+                "error": "MLflow is away",
+            },
+            "3 logs (1.2 kB), 2 notices. Not all could be done: MLflow is away",
+        ),
+        ({"at": "2026-11-23T18:00:00Z", "taken": {}, "error": None}, "nothing to take."),
+    ],
+)
+def test_status_says_in_one_line_what_was_tidied_away(
+    twin: Twin, capsys: pytest.CaptureFixture[str], tidied: object, line: str
+) -> None:
+    counts = {"runs": {"waiting": 0, "running": 0}, "deliveries": {"pending": 0, "failed": 0}}
+    twin.answers["/v1/status"] = (200, {"models": [], "datasets": [], "workers": [], **counts, "tidied": tidied})
+    assert main(["status"]) == 0
+    assert line in capsys.readouterr().out
 
 
 def test_a_problem_is_one_line_advice_and_exit_code_1(twin: Twin, capsys: pytest.CaptureFixture[str]) -> None:

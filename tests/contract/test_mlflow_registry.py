@@ -466,3 +466,56 @@ def test_each_strange_answer_is_told_as_what_it_is(status: int, body: bytes, err
         threading.Thread(target=server.handle_request, daemon=True).start()
         with pytest.raises(error):
             MlflowRegistry(f"http://127.0.0.1:{server.server_address[1]}").champion("flights")
+
+
+def test_a_version_that_is_removed_leaves_no_files_and_the_others_whole(
+    registry: MlflowRegistry, client: MlflowClient, registration: Registration
+) -> None:
+    gone, kept = registry.register(registration), registry.register(replace(registration, run=18))
+    registry.set_champion(registration.model, kept.version)
+    for _ in range(2):
+        registry.remove(registration.model, gone.version, gone.mlflow_run_id, gone.model_id)
+    (left,) = client.search_model_versions(f"name = '{registration.model}'")
+    assert (int(left.version), registry.champion(registration.model)) == (kept.version, kept.version)
+    assert client.get_run(gone.mlflow_run_id).info.lifecycle_stage == "deleted"
+    assert client.list_artifacts(gone.mlflow_run_id) == []
+    assert client.list_artifacts(kept.mlflow_run_id) != []
+    assert client.list_logged_model_artifacts(kept.model_id) != []
+    (model,) = client.search_logged_models([client.get_experiment_by_name(registration.model).experiment_id])
+    assert model.model_id == kept.model_id
+
+
+def test_neither_the_champion_nor_another_run_s_version_is_removed(
+    registry: MlflowRegistry, client: MlflowClient, registration: Registration
+) -> None:
+    there = registry.register(registration)
+    with pytest.raises(Refused, match="not of other"):
+        registry.remove(registration.model, there.version, "other", there.model_id)
+    registry.set_champion(registration.model, there.version)
+    with pytest.raises(Refused, match="champion"):
+        registry.remove(registration.model, there.version, there.mlflow_run_id, there.model_id)
+    assert_there_once(client, registration, there)
+
+
+def test_whatever_call_is_the_last_before_a_crash_the_next_removal_finishes_it(
+    proxy: FaultyProxy,
+    registry: MlflowRegistry,
+    client: MlflowClient,
+    registration: Registration,
+    mlflow_server: Server,
+) -> None:
+    small = registration.bundle_dir.parent / "small"
+    write(small, "MLmodel", "")
+    registration = replace(registration, history=[], composed_dir=small)
+    there = registry.register(registration)
+    MlflowRegistry(proxy.url).remove(registration.model, there.version, there.mlflow_run_id, there.model_id)
+    for call in range(1, len(proxy.requests) + 1):
+        fresh = replace(registration, model=f"{registration.model}-{call}")
+        there = registry.register(fresh)
+        proxy.fail(call, Fault.DROP_REPLY)
+        with pytest.raises(Unavailable):
+            MlflowRegistry(proxy.url).remove(fresh.model, there.version, there.mlflow_run_id, there.model_id)
+        registry.remove(fresh.model, there.version, there.mlflow_run_id, there.model_id)
+        assert client.search_model_versions(f"name = '{fresh.model}'") == []
+        assert client.list_artifacts(there.mlflow_run_id) == []
+        assert client.get_run(there.mlflow_run_id).info.lifecycle_stage == "deleted"

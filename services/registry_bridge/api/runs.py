@@ -76,6 +76,7 @@ class Run(Strict):
     error: Failure | None
     version: int | None
     bundle: str | None
+    tidied_at: datetime | None = Field(description="when its bundle was taken away, as `keep` has it")
     attempts: tuple[Attempt, ...]
 
 
@@ -117,6 +118,7 @@ def describe(tx: Transaction, row: Any) -> Run:
         error=Failure.model_validate(row.error) if row.error else None,
         version=version.number if version is not None else None,
         bundle=row.bundle,
+        tidied_at=row.tidied_at,
         attempts=tuple(_attempt(one) for one in attempts.of_run(tx, row.id)),
     )
 

@@ -12,7 +12,17 @@ from services.registry_bridge.api import models
 from shared.catalog import Catalog
 from shared.cuts import Cut, Point
 from shared.http import Here, Reader
-from shared.ledger import Transaction, configuration, datasets, deliveries, fates, rejections, runs, workers
+from shared.ledger import (
+    Transaction,
+    configuration,
+    datasets,
+    deliveries,
+    fates,
+    rejections,
+    retention,
+    runs,
+    workers,
+)
 from shared.lifecycle import DeliveryState, RunState
 from shared.problems import EVERYWHERE
 from shared.values import Strict
@@ -59,6 +69,21 @@ class WorkerStatus(Strict):
     seen_at: datetime
 
 
+class TakenAway(Strict):
+    """So many things of a kind, and the bytes that a store gave back for them."""
+
+    count: int
+    size_bytes: int
+
+
+class Tidied(Strict):
+    """The janitor's last turn."""
+
+    at: datetime
+    taken: dict[str, TakenAway]
+    error: str | None = Field(description="what was left for the next turn, and why")
+
+
 class Status(Strict):
     models: tuple[models.Model, ...]
     datasets: tuple[DatasetStatus, ...]
@@ -66,6 +91,7 @@ class Status(Strict):
     deliveries: DeliveryCounts
     rejections: Rejections
     workers: tuple[WorkerStatus, ...]
+    tidied: Tidied | None = Field(description="null before the first")
 
 
 @router.get("/status")
@@ -84,6 +110,7 @@ def status(_: Reader, stores: Here) -> Status:
             ),
             rejections=_rejections(tx),
             workers=_workers(tx),
+            tidied=_tidied(tx),
         )
 
 
@@ -91,6 +118,14 @@ def _rejections(tx: Transaction) -> Rejections:
     last = next(iter(rejections.find_all(tx, before=None, limit=1)), None)
     reason, at = (last.reason, last.at) if last is not None else (None, None)
     return Rejections(count=rejections.count(tx), last_reason=reason, last_at=at)
+
+
+def _tidied(tx: Transaction) -> Tidied | None:
+    row = retention.last_ended(tx)
+    if row is None:
+        return None
+    taken = {kind: TakenAway.model_validate(one) for kind, one in (row.taken or {}).items()}
+    return Tidied(at=row.ended_at, taken=taken, error=row.error)
 
 
 def _datasets(tx: Transaction, catalog: Catalog) -> tuple[DatasetStatus, ...]:

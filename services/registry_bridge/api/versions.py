@@ -11,15 +11,15 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from services.registry_bridge.api.models import InPath
-from services.registry_bridge.api.runs import ReleaseName, read_cut
+from services.registry_bridge.api.runs import Reason, ReleaseName, read_cut
 from shared.blobs import Blobs
 from shared.cuts import Cut
-from shared.errors import NotFound, Refused
-from shared.http import Here, Paged, Reader, Stores
-from shared.ledger import Transaction, arrivals, configuration, releases, runs, versions
+from shared.errors import Gone, NotFound, Refused
+from shared.http import Here, Operator, Paged, Reader, Stores, body, takes
+from shared.ledger import Transaction, arrivals, configuration, releases, repeats, retention, runs, versions
 from shared.lifecycle import VersionState
 from shared.manifest import File, Manifest, check_path
-from shared.problems import EVERYWHERE, problems
+from shared.problems import EVERYWHERE, JSON, WITH_BODY, problems
 from shared.values import Strict
 
 router = APIRouter(prefix="/v1/models/{model}/versions", tags=["versions"], responses=EVERYWHERE)
@@ -28,6 +28,9 @@ PIECE_BYTES = 1024**2
 REQUIREMENTS = "requirements.txt"
 
 Choice = Annotated[str, Path(pattern=r"^(champion|[1-9][0-9]{0,17})$", description="A number, or `champion`.")]
+
+
+Number = Annotated[int, Path(ge=1, lt=2**63)]
 
 
 class GivenVerdict(Strict):
@@ -52,6 +55,14 @@ class InMlflow(Strict):
     model_id: str
 
 
+class Pin(Strict):
+    """Somebody relies on the version: it is never tidied away."""
+
+    by: str
+    reason: str
+    at: datetime
+
+
 class VersionSummary(Strict):
     """A registered version of a model; `digest` is that of the list of its files."""
 
@@ -67,6 +78,8 @@ class VersionSummary(Strict):
     verdict: GivenVerdict | None
     lineage: Lineage
     mlflow: InMlflow
+    pin: Pin | None
+    tidied_at: datetime | None = Field(description="when its files were taken away, as `keep` has it")
 
     @classmethod
     def read(cls, tx: Transaction, row: Any, **more: object) -> Self:
@@ -85,15 +98,23 @@ class VersionSummary(Strict):
             verdict=_verdict(tx, row),
             lineage=_lineage(tx, run),
             mlflow=InMlflow(run_id=row.mlflow_run, model_id=row.mlflow_model),
+            pin=Pin(by=row.pinned_by, reason=row.pin_reason, at=row.pinned_at) if row.pinned_at is not None else None,
+            tidied_at=row.tidied_at,
             **more,
         )
 
 
 class Version(VersionSummary):
-    """A version with its files."""
+    """A version with its files; none once they were tidied away."""
 
     requirements_file: str | None = Field(description="which of the files holds the locked requirements")
     files: tuple[File, ...]
+
+
+class PinWanted(Strict):
+    """Why the version must stay."""
+
+    reason: Reason
 
 
 class VersionPage(Strict):
@@ -145,7 +166,7 @@ def show_version(_: Reader, stores: Here, model: InPath, version: Choice) -> Ver
     """One version: metrics, verdict, lineage, files."""
     with stores.ledger.read() as tx:
         row = _find(tx, model, version)
-    manifest = _manifest(stores.blobs, row.digest)
+    manifest = _manifest(stores.blobs, row.digest) if row.tidied_at is None else Manifest(files=())
     requirements = REQUIREMENTS if manifest.find(REQUIREMENTS) else None
     with stores.ledger.read() as tx:  # by its number: another may be champion by now
         row = versions.find(tx, model, row.number)
@@ -154,7 +175,8 @@ def show_version(_: Reader, stores: Here, model: InPath, version: Choice) -> Ver
 
 @router.get(
     "/{version}/files/{path:path}",
-    responses=problems(404) | {200: {"content": {"application/octet-stream": {}}, "description": "The file's bytes"}},
+    responses=problems(404, 410)
+    | {200: {"content": {"application/octet-stream": {}}, "description": "The file's bytes"}},
     response_class=StreamingResponse,
 )
 def download(_: Reader, stores: Here, model: InPath, version: Choice, path: str) -> StreamingResponse:
@@ -164,14 +186,44 @@ def download(_: Reader, stores: Here, model: InPath, version: Choice, path: str)
     return StreamingResponse(_pieces(stores.blobs, file), media_type="application/octet-stream", headers=headers)
 
 
+@router.post(
+    "/{version}/pin",
+    responses=WITH_BODY | problems(404, 409),
+    openapi_extra=takes({JSON: PinWanted}),
+)
+@repeats
+def pin(
+    caller: Operator,
+    stores: Here,
+    model: InPath,
+    version: Number,
+    wanted: Annotated[PinWanted, body(PinWanted)],
+) -> VersionSummary:
+    """Rely on a version: its files stay until it is unpinned. Pinned again, the newer word counts."""
+    with stores.ledger.write() as tx:
+        return VersionSummary.read(tx, retention.pin(tx, model, version, caller.name, wanted.reason))
+
+
+@router.post("/{version}/unpin", responses=problems(404))
+@repeats
+def unpin(_: Operator, stores: Here, model: InPath, version: Number) -> VersionSummary:
+    """Rely on a version no more."""
+    with stores.ledger.write() as tx:
+        return VersionSummary.read(tx, retention.unpin(tx, model, version))
+
+
 def _file(stores: Stores, model: str, choice: str, path: str) -> File:
     try:
         check_path(path)
     except ValueError as error:
         raise Refused(str(error)) from None
     with stores.ledger.read() as tx:
-        digest = _find(tx, model, choice).digest
-    file = _manifest(stores.blobs, digest).find(path)
+        row = _find(tx, model, choice)
+    if row.tidied_at is not None:
+        raise Gone(
+            f"the files of version {row.number} of {model} were tidied away on {row.tidied_at:%Y-%m-%d}; it had been {row.state}"
+        )
+    file = _manifest(stores.blobs, row.digest).find(path)
     if file is None or not stores.blobs.has(file.sha256):
         raise NotFound(f"version {choice} of {model} has no file {path!r}")
     return file

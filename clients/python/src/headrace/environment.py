@@ -96,6 +96,22 @@ class Environments:
                     self._build_alone(locked, place, on_progress or (lambda note: None))
         return place
 
+    def prune_cache(self) -> None:
+        """Let uv take out of its cache what no longer serves; nobody may install meanwhile (uv#15704)."""
+        self._installer.uv("cache", "prune", cwd=self._root)
+
+    def discard(self, environment: Path, trash: Path) -> bool:
+        """Move an environment, or what a killed builder has left of one, to `trash`; False if it is being built. Nobody may use it."""
+        name = environment.name if not environment.name.startswith(".draft-") else environment.name.split("-")[1]
+        with (self._root / "locks" / f".{name}.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            os.chmod(environment, 0o700)  # a read-only directory cannot be moved
+            environment.rename(trash)
+        return True
+
     def _build_alone(self, locked: Locked, place: Path, progress: Progress) -> None:
         for rest in [place, *self._root.glob(f".draft-{locked.digest}-*")]:  # what killed builders left
             _remove(rest)

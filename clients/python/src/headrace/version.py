@@ -59,6 +59,9 @@ def read(told: Mapping[str, Any]) -> Version:
         ) from error
     if not plain_name(found.model) or not all(_plain(file.path) for file in files):
         raise DigestMismatch(f"{found.model} {found.version} lists a path that is not plain and relative", NOT_TAKEN)
+    if told.get("tidied_at"):
+        advice = f"`headrace versions {found.model}` lists the others; `headrace pin` keeps one that you rely on"
+        raise Problem(f"the files of {found.model} {found.version} were tidied away on {told['tidied_at']}", advice)
     if manifest_digest(files) != found.digest:
         raise DigestMismatch(f"the list of files of {found.model} {found.version} does not have its digest", NOT_TAKEN)
     return found

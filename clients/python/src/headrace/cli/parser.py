@@ -110,12 +110,22 @@ def _versions(commands: Any) -> None:
         "go back to an earlier champion",
         'headrace rollback flight-delays --to 12 --reason "slow"',
     )
-    for one in (versions, version, promote, rollback):
+    pin = _command(
+        commands,
+        "pin",
+        "versions",
+        "rely on a version: it is never tidied away",
+        'headrace pin flight-delays 14 --reason "storefront runs it"',
+    )
+    unpin = _command(commands, "unpin", "versions", "rely on it no more", "headrace unpin flight-delays 14")
+    for one in (versions, version, promote, rollback, pin, unpin):
         one.add_argument("model", metavar="MODEL")
+    for one in (pin, unpin):
+        one.add_argument("version", type=_count, metavar="N")
     version.add_argument("version", type=_version, metavar="N", help='a number, or "champion"')
     promote.add_argument("version", type=_count, metavar="N")
     rollback.add_argument("--to", type=_count, metavar="N", help="which one (default: the champion before)")
-    for one in (promote, rollback):
+    for one in (promote, rollback, pin):
         one.add_argument("--reason", required=True, metavar="WHY", help="kept in the history, with your name")
 
 

@@ -75,7 +75,7 @@ def _show(told: Mapping[str, Any], as_json: bool) -> None:
             ("error", error and f"{error['kind']}: {_first_line(error)}"),
             ("advice", error.get("advice")),
             ("version", told["version"]),
-            ("bundle", told["bundle"]),
+            ("bundle", f"tidied away {show.ago(told['tidied_at'])}" if told.get("tidied_at") else told["bundle"]),
         ]
     )
     if "\n" in error.get("message", ""):

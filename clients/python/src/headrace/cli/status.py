@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import Any, Mapping
+from typing import Any, Mapping, Optional
 
 from headrace.cli import show
 from headrace.cli.models import model_row
@@ -34,6 +34,7 @@ def status(arguments: Namespace) -> None:
         f" Deliveries: {deliveries['pending']} pending, {deliveries['failed']} failed."
     )
     _rejections(found.get("rejections") or {})
+    print(_tidied(found.get("tidied")))
 
 
 def _rejections(told: Mapping[str, Any]) -> None:
@@ -45,6 +46,17 @@ def _rejections(told: Mapping[str, Any]) -> None:
         "  GET /v1/rejections lists them; put right what they lack, and send them again from headrace:rejected"
         " (docs/how-to/producer.md)"
     )
+
+
+def _tidied(told: Optional[Mapping[str, Any]]) -> str:
+    if told is None:
+        return "Nothing was tidied away yet."
+    parts = [
+        f"{one['count']} {kind}" + (f" ({show.size(one['size_bytes'])})" if one["size_bytes"] else "")
+        for kind, one in told["taken"].items()
+    ]
+    problem = f" Not all could be done: {show.text(told['error'])}" if told["error"] else ""
+    return f"Tidied {show.ago(told['at'])}: {', '.join(parts) or 'nothing to take'}.{problem}"
 
 
 def why(arguments: Namespace) -> None:

@@ -1,9 +1,9 @@
-"""`headrace versions`, `version`, `promote`, `rollback`: what came out, why it serves or not, and who says so."""
+"""`headrace versions`, `version`, `promote`, `rollback`, `pin`, `unpin`: what came out, why it serves or not, and who says so."""
 
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import Any, Mapping
+from typing import Any, Mapping, Optional
 
 from headrace.cli import show
 from headrace.connection import api_path, connect
@@ -39,11 +39,22 @@ def version(arguments: Namespace) -> None:
             ("data cut", told["lineage"]["cut_digest"]),
             ("arrivals", ", ".join(map(str, told["lineage"]["arrivals"]))),
             ("digest", told["digest"]),
-            ("files", f"{len(told['files'])}, {show.size(sum(file['size_bytes'] for file in told['files']))}"),
+            ("files", _files(told)),
+            ("pinned", _pin(told.get("pin"))),
         ]
     )
     for reason in verdict.get("reasons", ()):
         print(f"  {show.text(reason)}")
+
+
+def _files(told: Mapping[str, Any]) -> str:
+    if told.get("tidied_at"):
+        return f"tidied away {show.ago(told['tidied_at'])}"
+    return f"{len(told['files'])}, {show.size(sum(file['size_bytes'] for file in told['files']))}"
+
+
+def _pin(told: Optional[Mapping[str, Any]]) -> Optional[str]:
+    return f"by {told['by']}, {show.ago(told['at'])}: {told['reason']}" if told else None
 
 
 def promote(arguments: Namespace) -> None:
@@ -58,8 +69,26 @@ def rollback(arguments: Namespace) -> None:
     _changed(arguments, found)
 
 
+def pin(arguments: Namespace) -> None:
+    path = api_path("models", arguments.model, "versions", arguments.version, "pin")
+    told = connect().post(path, {"reason": arguments.reason})
+    _said(arguments, told, f"version {arguments.version} of {arguments.model} is pinned: its files stay")
+
+
+def unpin(arguments: Namespace) -> None:
+    told = connect().post(api_path("models", arguments.model, "versions", arguments.version, "unpin"), {})
+    _said(arguments, told, f"version {arguments.version} of {arguments.model} is pinned no more")
+
+
+def _said(arguments: Namespace, told: Mapping[str, Any], sentence: str) -> None:
+    if arguments.json:
+        return show.as_json(told)
+    print(sentence)
+
+
 def _row(told: Mapping[str, Any]) -> show.Row:
-    serves = "champion" if told["champion"] else ""
+    marks = ("champion", told["champion"]), ("pinned", told.get("pin")), ("tidied away", told.get("tidied_at"))
+    serves = ", ".join(word for word, is_so in marks if is_so)
     registered = show.ago(told["registered_at"])
     return (
         told["version"],
