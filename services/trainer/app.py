@@ -19,6 +19,7 @@ from services.trainer.evaluate import Evaluator
 from services.trainer.failures import Stopped
 from services.trainer.heart import Heart
 from services.trainer.lookout import Due, Lookout, Slots
+from services.trainer.tidy import DiskTidy
 from shared import messages
 from shared.blobs import make_blobs
 from shared.celery_app import make_app, work
@@ -44,7 +45,7 @@ def build(settings: Settings) -> Celery:
     work = LedgerWork(ledger, settings.worker, settings.compute_class, settings.slots)
     lookout = Lookout(work, slots, lambda due: _ring(bell, settings.compute_class, due), do, leaving, settings.look_s)
     tasks.register(app, slots, lookout, do)
-    _connect(settings, lookout)
+    _connect(settings, lookout, DiskTidy(settings.state_dir, work.catalog, leaving))
     return app
 
 
@@ -98,12 +99,13 @@ def _ring(bell: Celery, compute_class: str, due: Due) -> bool:
     return messages.ring(bell, messages.EVALUATE, queue, *due)
 
 
-def _connect(settings: Settings, lookout: Lookout) -> None:
+def _connect(settings: Settings, lookout: Lookout, tidy: DiskTidy) -> None:
     """Celery's moments: the look into the ledger starts before the broker is reached, and a warm stop hands runs back."""
 
     @worker_init.connect(weak=False)  # type: ignore[untyped-decorator]
     def started(**_: Any) -> None:
         lookout.start()
+        tidy.start()
         settings.announce_ready()
         log.info("trainer_ready", compute_class=settings.compute_class, slots=settings.slots)
 

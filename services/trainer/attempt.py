@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ import structlog
 from services.trainer import bundle, child, jobs
 from services.trainer.checkout import Prepared, Say, Workshop
 from services.trainer.claims import Claims
+from services.trainer.disk import Disk
 from services.trainer.evaluate import NO_ROWS, Evaluator
 from services.trainer.failures import Cancelled, Leaving, Lost, classify
 from services.trainer.heart import Heart
@@ -94,14 +95,19 @@ class Trainer:
             )  # the lease runs out; another claims it
 
     def _carry_out(self, claim: Claim, steps: Steps) -> None:
-        scratch = self.home / "scratch" / f"{claim.run}-{claim.token}"
+        disk = Disk(self.home)
+        scratch = disk.scratch / f"{claim.run}-{claim.token}"
         holdout = cuts.comparison(claim.cut, claim.champion.cut if claim.champion is not None else None)
         try:
-            with Heart(
-                lambda progress, note: self.claims.beat(claim, progress, note), self.heartbeat_s, self.leaving
-            ) as heart:
+            with (
+                disk.using(scratch),
+                ExitStack() as uses,
+                Heart(
+                    lambda progress, note: self.claims.beat(claim, progress, note), self.heartbeat_s, self.leaving
+                ) as heart,
+            ):
                 with _beside(lambda: self._score_champion(claim, holdout, heart, steps)) as champion:
-                    prepared, found = self._train(claim, holdout, scratch, heart, steps)
+                    prepared, found = self._train(claim, holdout, scratch, heart, steps, uses)
                     with steps.step("bundle"):
                         digest = self._bundle(claim, scratch / "output", prepared)
                 scores = self._scores(claim, holdout, found, champion.result())
@@ -111,10 +117,12 @@ class Trainer:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _train(
-        self, claim: Claim, holdout: dict[str, Range], scratch: Path, heart: Heart, steps: Steps
+        self, claim: Claim, holdout: dict[str, Range], scratch: Path, heart: Heart, steps: Steps, uses: ExitStack
     ) -> tuple[Prepared, dict[str, float] | None]:
+        """Train in a child. What it was prepared with stays until `uses` is closed."""
         with steps.step("prepare"):
-            prepared = self.workshop.prepare(claim.model.repository, claim.release, self._teller(claim, heart))
+            place = self.workshop.prepared(claim.model.repository, claim.release, self._teller(claim, heart))
+            prepared = uses.enter_context(place)
         heart.check()
         (scratch / "output").mkdir(parents=True, exist_ok=True, mode=0o700)
         sources, model = claim.datasets, claim.model

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.environment import EnvironmentFailed, EnvironmentRefused, Environments, Locked, Recipe
 from uv import find_uv_bin
 
+from services.trainer.disk import Disk
 from services.trainer.failures import AttemptFailed
 from shared.errors import NotFound, Refused, Transient
 from shared.git import Mirror
@@ -33,30 +35,38 @@ class Workshop:
     """Checkouts and environments on this machine, each made once and shared by all attempts."""
 
     def __init__(self, settings: Settings) -> None:
-        home = settings.state_dir / "trainer"
+        self._disk = Disk(settings.state_dir / "trainer")
         self._mirrors = settings.state_dir / "git"
-        self._checkouts = home / "checkouts"
         self._index_url = settings.index_url
-        self._environments = Environments(home / "environments", find_uv_bin(), home / "uv-cache")
-        self._known: dict[tuple[str, str], Prepared] = {}
+        self._environments = Environments(self._disk.environments, find_uv_bin(), self._disk.uv_cache)
+        self._known: dict[tuple[str, str], tuple[Locked, Prepared]] = {}
         self._lock = threading.Lock()
-        self._checkouts.mkdir(parents=True, exist_ok=True)
+        self._disk.checkouts.mkdir(parents=True, exist_ok=True)
 
-    def prepare(self, repository: str, release: Release, say: Say) -> Prepared:
-        """Check the release out and build its environment, where that is not done yet. Raises `AttemptFailed`."""
+    @contextmanager
+    def prepared(self, repository: str, release: Release, say: Say) -> Iterator[Prepared]:
+        """The release checked out and its environment built, where that is not done yet; both stay while the block lasts. Raises `AttemptFailed`."""
         key = (repository, release.commit)
-        known = self._known.get(key)
-        if known is not None and known.python.exists() and known.checkout.exists():
-            return known
-        checkout = self._checkout(repository, release, say)
-        locked, python = self._environment(checkout, release, say)
-        prepared = Prepared(checkout, python, locked.text)
-        with self._lock:
-            self._known[key] = prepared
-        return prepared
+        with ExitStack() as uses:
+            uses.enter_context(self._disk.using(self._disk.checkouts / release.commit))
+            known = self._known.get(key)
+            if known is not None:
+                locked, there = known
+                uses.enter_context(self._disk.using(self._disk.environments / locked.digest))
+                if there.python.exists() and there.checkout.exists():
+                    yield there
+                    return
+            checkout = self._checkout(repository, release, say)
+            with self._disk.using(self._disk.uv_cache):
+                locked = self._lock_requirements(checkout)
+                uses.enter_context(self._disk.using(self._disk.environments / locked.digest))
+                found = Prepared(checkout, self._build(locked, say), locked.text)
+            with self._lock:
+                self._known[key] = (locked, found)
+            yield found
 
     def _checkout(self, repository: str, release: Release, say: Say) -> Path:
-        into = self._checkouts / release.commit
+        into = self._disk.checkouts / release.commit
         if into.exists():
             return into
         say(f"checking out {release.name} ({release.commit[:12]})")
@@ -68,14 +78,22 @@ class Workshop:
             raise AttemptFailed("repository", error.message, "mend the repository and tag a new release") from error
         return into
 
-    def _environment(self, checkout: Path, release: Release, say: Say) -> tuple[Locked, Path]:
-        recipe = Recipe(checkout=checkout, index_url=self._index_url)
-        try:
-            locked = self._environments.lock(recipe)
-            environment = self._environments.build(locked, on_progress=say)
-        except EnvironmentRefused as error:
-            raise AttemptFailed("environment", str(error), "mend the requirements and tag a new release") from error
-        except EnvironmentFailed as error:
-            advice = "it is tried again" if error.transient else "mend the requirements and tag a new release"
-            raise AttemptFailed("environment", str(error), advice, transient=error.transient) from error
-        return locked, environment / "bin" / "python"
+    def _lock_requirements(self, checkout: Path) -> Locked:
+        with _explained():
+            return self._environments.lock(Recipe(checkout=checkout, index_url=self._index_url))
+
+    def _build(self, locked: Locked, say: Say) -> Path:
+        with _explained():
+            return self._environments.build(locked, on_progress=say) / "bin" / "python"
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What keeps an environment from being made, as the failure of an attempt."""
+    try:
+        yield
+    except EnvironmentRefused as error:
+        raise AttemptFailed("environment", str(error), "mend the requirements and tag a new release") from error
+    except EnvironmentFailed as error:
+        advice = "it is tried again" if error.transient else "mend the requirements and tag a new release"
+        raise AttemptFailed("environment", str(error), advice, transient=error.transient) from error

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Protocol
 
+from shared.catalog import Catalog
 from shared.cuts import Range, digest, from_json, to_json
 from shared.errors import Unavailable
 from shared.gates import Scores
@@ -138,6 +139,11 @@ class LedgerWork:
                 return runs.is_claimable(tx, due)
             row = versions.find_score(tx, *due)
             return row.scored_at is None and (row.lease_until is None or row.lease_until < tx.now)
+
+    def catalog(self) -> Catalog:
+        """What is in force; raises `ConfigurationError` before the first."""
+        with self._ledger.read() as tx:
+            return configuration.in_force(tx).catalog
 
     def tell(self, busy: int) -> None:
         with self._ledger.write() as tx:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from services.trainer import bundle, child, jobs
 from services.trainer.checkout import Say, Workshop
+from services.trainer.disk import Disk
 from services.trainer.failures import AttemptFailed
 from services.trainer.heart import Heart
 from shared import catalog, cuts
@@ -45,23 +46,29 @@ class Evaluator:
         """Metrics of the subject on the holdout; what keeps it from being scored for good is a result too, for the verdict
         says so. None where trying again may help. Raises `Stopped` when the work must stop. `by` names who asked, in logs and scratch.
         """
-        scratch = self.home / "scratch" / f"score-{subject.run}-for-{by}"
+        disk = Disk(self.home)
+        scratch = disk.scratch / f"score-{subject.run}-for-{by}"
         shutil.rmtree(scratch, ignore_errors=True)  # of a worker that was killed: its result must not pass for ours
         if cuts.total_rows(holdout) == 0:
             return Scores(None, NO_ROWS)
         try:
             if subject.release.declaration.evaluate is None:
                 return Scores(None, f"release {subject.release.name} declares no evaluate")
-            prepared = self.workshop.prepare(model.repository, subject.release, say)
-            files = bundle.fetch(
-                self.blobs, subject.bundle, self.home / "bundles" / subject.bundle.removeprefix("sha256:")
-            )
-            job = jobs.scoring_job(
-                subject.run, subject.release, model, sources, holdout, prepared, scratch, files / "model"
-            )
-            env = child.environment(model.pass_env, subject.run, prepared, scratch)
-            work = child.Work(job, scratch, f"runs/{subject.run}/score-for-{by}", model.time_limit, env)
-            return Scores(child.run(work, prepared, self.logs, heart).metrics)
+            if subject.bundle is None:
+                return Scores(None, f"the bundle of run {subject.run} was tidied away")
+            kept = disk.bundles / subject.bundle.removeprefix("sha256:")
+            with (
+                disk.using(scratch),
+                disk.using(kept),
+                self.workshop.prepared(model.repository, subject.release, say) as prepared,
+            ):
+                files = bundle.fetch(self.blobs, subject.bundle, kept)
+                job = jobs.scoring_job(
+                    subject.run, subject.release, model, sources, holdout, prepared, scratch, files / "model"
+                )
+                env = child.environment(model.pass_env, subject.run, prepared, scratch)
+                work = child.Work(job, scratch, f"runs/{subject.run}/score-for-{by}", model.time_limit, env)
+                return Scores(child.run(work, prepared, self.logs, heart).metrics)
         except AttemptFailed as error:
             return None if error.failure.transient else Scores(None, f"{error.failure.kind}: {error.message}"[:2000])
         except KeyError as error:
