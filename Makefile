@@ -39,6 +39,10 @@ apply: $(READY)  ## check CONFIG and put it in force on STATE
 token: $(READY)  ## make a token for the REST interface: NAME=storefront SCOPES=submit,read
 	@exec $(BIN)/python -m stack token create '$(NAME)' --scopes '$(SCOPES)' --state '$(STATE)'
 
+.PHONY: tidy
+tidy: $(READY)  ## take away now what `keep` no longer keeps; DRY=1 only says what would go
+	@exec $(BIN)/python -m stack tidy --state '$(STATE)' $(if $(DRY),--dry-run)
+
 .PHONY: check
 check: $(READY)  ## format, lint, types, imports, unit tests: in seconds
 	@$(BIN)/ruff format --check --quiet .

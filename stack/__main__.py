@@ -51,6 +51,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_state(migrate)
     migrate.set_defaults(run=("stack.ledger", "migrate"), on_a_ledger=True)
 
+    tidy = commands.add_parser("tidy", help="take away what `keep` in headrace.toml no longer keeps, now")
+    tidy.add_argument("--dry-run", action="store_true", help="only say what would be taken, and why the rest stays")
+    _add_state(tidy)
+    tidy.set_defaults(run=("stack.tidy", "main"), on_a_ledger=True)
+
     token = commands.add_parser("token", help="tokens of the REST interface").add_subparsers(
         required=True, metavar="COMMAND"
     )

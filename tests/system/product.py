@@ -210,6 +210,11 @@ class Product:
         self._write_config()
         return model
 
+    def add_section(self, text: str) -> None:
+        """More of the operator's file; it is put in force soon."""
+        self._sections.append(text)
+        self._write_config()
+
     def _write_config(self) -> None:
         draft = self.config.with_suffix(".draft")
         draft.write_text("\n".join(self._sections))
