@@ -12,7 +12,7 @@ import structlog
 
 from services.registry_bridge.tidy import Tidy, Turn
 from shared.catalog import Keep
-from shared.errors import Fenced, HeadraceError, Transient
+from shared.errors import HeadraceError, Transient
 from shared.ledger import Ledger, configuration, repeats, retention
 from shared.retention import Report
 
@@ -67,9 +67,7 @@ class Janitor:
         turn = Turn(keep, now, check=self._fence(id), tell=tell)
         try:
             self.tidy.run(turn)
-        except Fenced:
-            raise
-        except Exception as error:
+        except BaseException as error:  # a Ctrl-C too: what is left is done soon, and not in six hours
             turn.report.errors.append(str(error) or type(error).__name__)
             raise
         finally:
