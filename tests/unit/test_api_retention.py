@@ -50,7 +50,7 @@ def test_a_pin_bears_the_name_of_who_set_it_and_keeps_the_files(api: Api) -> Non
     assert api.get(VERSION).json()["pin"] is None
     pinned = api.post(f"{VERSION}/pin", {"reason": "the storefront runs it"})
     wanted = {"by": "alice", "reason": "the storefront runs it", "at": "2026-01-01T00:00:00Z"}
-    assert (pinned.status_code, pinned.json()["pin"]) == (200, wanted)
+    assert (pinned.status_code, pinned.json()["pin"]) == (202, wanted)
     assert api.get("/v1/models/delays/versions").json()["items"][0]["pin"] == wanted
     with api.ledger.write() as tx:
         assert retention.take_files(tx, [1]) == 0

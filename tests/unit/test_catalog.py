@@ -109,7 +109,7 @@ WRONG: list[tuple[str, int, str]] = [
     (HOOK.replace("shop.example.com", "user@shop.example.com"), 2, "no user"),
     (HOOK.replace("https:", "ftp:"), 2, "https: URL"),
     (HOOK.replace("/h", "/h\\u0000"), 2, "NUL"),
-    ("[compute_classes.gpu]\nslots = -1", 2, "must be at least 1"),
+    ("[compute_classes.gpu]\nslots = -1", 2, "must be at least 0"),
     ("[stack]\napi_port = 65_536", 2, "must be at most 65535"),
     ("[stack]\napi_port = 80\nredis_port = 80", 3, "80 is api_port already"),
     ("subscriptions = 3", 1, "expected list of tables, found the number 3"),

@@ -188,6 +188,7 @@ def download(_: Reader, stores: Here, model: InPath, version: Choice, path: str)
 
 @router.post(
     "/{version}/pin",
+    status_code=202,
     responses=WITH_BODY | problems(404, 409),
     openapi_extra=takes({JSON: PinWanted}),
 )
@@ -204,7 +205,7 @@ def pin(
         return VersionSummary.read(tx, retention.pin(tx, model, version, caller.name, wanted.reason))
 
 
-@router.post("/{version}/unpin", responses=problems(404))
+@router.post("/{version}/unpin", status_code=202, responses=problems(404))
 @repeats
 def unpin(_: Operator, stores: Here, model: InPath, version: Number) -> VersionSummary:
     """Rely on a version no more."""
