@@ -52,6 +52,11 @@ class Settings(BaseModel):
         default=10.0, gt=0, description="seconds between two heartbeats; at most a third of the lease"
     )
     look_s: float = Field(default=3.0, gt=0, description="seconds between two looks of a free worker into the ledger")
+    patience_s: float = Field(
+        default=60.0,
+        ge=0,
+        description="seconds that a process waits at its start for a ledger that comes up or is migrated",
+    )
     compute_class: str = Field(default="standard", description="the compute class that this trainer serves")
     slots: int = Field(default=1, ge=1, description="runs that this trainer takes at once")
     process: str = Field(default="headrace", description="the name of this process in logs and leases")

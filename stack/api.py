@@ -48,7 +48,7 @@ def create_app(stores: Stores | None = None) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     told = settings.load()
     ledger = Ledger(told.ledger_url)
-    await_schema(ledger)
+    await_schema(ledger, told.patience_s)
     app.state.stores = Stores(ledger, make_blobs(told.blobs_url), make_logs(told.logs_url))
     told.announce_ready()
     yield

@@ -41,7 +41,7 @@ class Watcher:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._ledger = Ledger(settings.ledger_url)
-        await_schema(self._ledger)
+        await_schema(self._ledger, settings.patience_s)
         wake = Wake()
         self._roster = Roster(self._ledger, settings, lambda classes: CeleryDoorbell(settings, classes), wake)
         self._roster.reconcile()

@@ -35,7 +35,7 @@ MESSAGES_AT_ONCE = 4
 def build(settings: Settings) -> Celery:
     """The Celery application with everything that its message needs; MLflow may still be away."""
     ledger = Ledger(settings.ledger_url)
-    await_schema(ledger)
+    await_schema(ledger, settings.patience_s)
     app, registry, blobs = make_app(settings, ()), MlflowRegistry(settings.mlflow_url), make_blobs(settings.blobs_url)
     janitor = Janitor(ledger, Tidy(ledger, registry, blobs, make_logs(settings.logs_url)), settings.worker)
     registrar = Registrar(ledger, registry, blobs, settings.state_dir / "bridge")

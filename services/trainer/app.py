@@ -37,7 +37,7 @@ LEAVE_WITHIN_S = 8.0
 def build(settings: Settings) -> Celery:
     """The Celery application with everything that its messages need; verifies ledger and stores, and opens nothing to Redis."""
     ledger = Ledger(settings.ledger_url)
-    await_schema(ledger)
+    await_schema(ledger, settings.patience_s)
     leaving, slots = threading.Event(), Slots(settings.slots)
     classes = (settings.compute_class,)
     app, bell = make_app(settings, classes), make_app(settings, classes, patient=False)

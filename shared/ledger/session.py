@@ -268,7 +268,7 @@ def check_schema(ledger: Ledger) -> None:
         )
 
 
-def await_schema(ledger: Ledger, patience_s: float = 60.0) -> None:
+def await_schema(ledger: Ledger, patience_s: float) -> None:
     """`check_schema` for a process that starts: waits for a database that is still coming up, or is being migrated, and says so meanwhile."""
     deadline, told = time.monotonic() + patience_s, False
     while True:

@@ -117,6 +117,7 @@ class World:
             "logs_url": f"file://{state}/logs",
             "lease_s": self.lease_s,
             "heartbeat_s": self.lease_s / 3,
+            "patience_s": 1.0,
             "process": "watcher",
         }
 
@@ -292,8 +293,8 @@ def test_a_watcher_that_finds_no_ledger_says_so_and_ends(world: World) -> None:
     world.ledger_url = f"sqlite:///{world.directory}/empty.db"
     watcher = world.start()
     assert watcher.wait(10) == 1
-    last = json.loads(world.said().splitlines()[-1])
-    assert last["event"] == "watcher.cannot_start"
+    waited, last = [json.loads(line) for line in world.said().splitlines()[-2:]]
+    assert (waited["event"], last["event"]) == ("ledger.awaited", "watcher.cannot_start")
     assert "python -m stack migrate" in last["why"]
 
 
