@@ -56,6 +56,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_state(tidy)
     tidy.set_defaults(run=("stack.tidy", "main"), on_a_ledger=True)
 
+    prepare = commands.add_parser(
+        "prepare", help="what a deployment does before its processes start: migrate, the operator's token, apply"
+    )
+    _add_paths(prepare)
+    prepare.add_argument("--patience", type=float, default=60.0, help="seconds to wait for the database (default: 60)")
+    prepare.set_defaults(run=("stack.prepare", "main"), on_a_ledger=True)
+
     token = commands.add_parser("token", help="tokens of the REST interface").add_subparsers(
         required=True, metavar="COMMAND"
     )

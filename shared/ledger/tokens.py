@@ -13,6 +13,8 @@ from shared.errors import Refused
 from shared.ledger.session import Transaction
 from shared.ledger.tables import token
 
+SHORTEST = 32  # characters of a token that somebody else made up: a hash of less could be guessed
+
 
 class Scope(StrEnum):
     SUBMIT = "submit"  # report arrivals
@@ -22,17 +24,24 @@ class Scope(StrEnum):
 
 def create(tx: Transaction, name: str, scopes: tuple[Scope, ...]) -> str:
     """A new token, told once; an older one of that name no longer counts."""
+    secret = "hr_" + secrets.token_urlsafe(32)
+    register(tx, name, scopes, secret)
+    return secret
+
+
+def register(tx: Transaction, name: str, scopes: tuple[Scope, ...], secret: str) -> None:
+    """Let this token count from now on, and no older one of that name; again it changes nothing. Raises `Refused` for one too short."""
     if not scopes:
         raise Refused("a token needs at least one scope: submit, read or operate")
+    if len(secret) < SHORTEST:
+        raise Refused(f"the token {name!r} has {len(secret)} characters: {SHORTEST} random ones are the least")
     tx.lock(f"token {name}")
-    secret = "hr_" + secrets.token_urlsafe(32)
     tx.execute(delete(token).where(token.c.name == name))
     tx.execute(
         insert(token).values(
             name=name, sha256=_hash(secret), scopes=[str(scope) for scope in scopes], created_at=tx.now
         )
     )
-    return secret
 
 
 def revoke(tx: Transaction, name: str) -> bool:
