@@ -14,7 +14,7 @@ MAKEFLAGS += --no-print-directory
 
 .PHONY: help
 help:  ## what can be said here
-	@awk -F':.*##' '/^[a-z]+:.*##/ {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 .PHONY: bootstrap
 bootstrap: $(READY)  ## fill .venv from uv.lock; says what this machine lacks
@@ -43,6 +43,10 @@ token: $(READY)  ## make a token for the REST interface: NAME=storefront SCOPES=
 tidy: $(READY)  ## take away now what `keep` no longer keeps; DRY=1 only says what would go
 	@exec $(BIN)/python -m stack tidy --state '$(STATE)' $(if $(DRY),--dry-run)
 
+.PHONY: env
+env:  ## write .env with random passwords, for `docker compose up`
+	@sh deploy/env.sh
+
 .PHONY: check
 check: $(READY)  ## format, lint, types, imports, unit tests: in seconds
 	@$(BIN)/ruff format --check --quiet .
@@ -55,6 +59,10 @@ check: $(READY)  ## format, lint, types, imports, unit tests: in seconds
 .PHONY: test
 test: $(READY)  ## every test; the tests bring the servers that they need
 	@exec $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+.PHONY: compose-test
+compose-test: $(READY)  ## the stack in containers, from start to end; needs docker compose, or podman-compose
+	@exec $(BIN)/python -m pytest tests/compose/flow.py -q -x --timeout=1800
 
 .PHONY: bench
 bench: $(READY)  ## from a commit of 1,000 rows to the consumer's webhook, beside a bare script
