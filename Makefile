@@ -58,7 +58,7 @@ check: $(READY)  ## format, lint, types, imports, unit tests: in seconds
 
 .PHONY: test
 test: $(READY)  ## every test; the tests bring the servers that they need
-	@exec $(BIN)/python -m pytest -n 2 --dist loadgroup
+	@exec $(BIN)/python -m pytest -n 2
 
 .PHONY: compose-test
 compose-test: $(READY)  ## the stack in containers, from start to end; needs docker compose, or podman-compose

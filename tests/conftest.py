@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,13 @@ from tests.postgres_server import Postgres, start_postgres
 from tests.redis_server import Valkey, start_valkey
 from tests.s3_server import S3Server, start_s3
 from tests.servers import Server, start_mlflow
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.scheduling import ByStack
+
+    return ByStack(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,6 @@ from tests.s3_server import S3Server
 from tests.system.product import Product
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a product stay on one worker, so that it is started once."""
-    for item in items:
-        if "product" in getattr(item, "fixturenames", ()) and isinstance(item, pytest.Function):
-            item.add_marker(pytest.mark.xdist_group(str(item.callspec.params["stack"])))
-
-
 @pytest.fixture(scope="session", params=["embedded", "servers"])
 def stack(request: pytest.FixtureRequest) -> str:
     """Which of the two stacks: SQLite and directories, or PostgreSQL and S3."""

@@ -26,7 +26,7 @@ ADDRESSES = ("api", "mlflow", "flower", "redis")
 OURS = {"api", "watcher", "bridge", "trainer-standard"}
 T = TypeVar("T")
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("up")]
+pytestmark = pytest.mark.timeout(300)
 
 
 class Up:
