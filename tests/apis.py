@@ -18,7 +18,7 @@ from httpx import ASGITransport, AsyncClient, Response
 from shared.blobs import DiskBlobs, store_tree
 from shared.gates import Decision, Verdict
 from shared.http import Stores
-from shared.ledger import Ledger, attempts, runs, tokens, versions
+from shared.ledger import Ledger, attempts, runs, scores, tokens, versions
 from shared.ledger.tokens import Scope
 from shared.logs import DiskLogs
 from shared.manifest import Manifest, read_tree
@@ -125,7 +125,7 @@ def register(api: Api, run: int, number: int, directory: Path) -> Manifest:
     store_tree(api.stores.blobs, directory, manifest)
     api.stores.blobs.put_bytes(manifest.canonical())
     with api.ledger.write() as tx:
-        versions.store_score(tx, run, "sha256:h", {}, "standard", {"auc": 0.7}, None)
+        scores.store(tx, run, "sha256:h", {}, "standard", {"auc": 0.7}, None)
         versions.registered(tx, run, number, manifest.digest, f"r{number}", f"m-{number}")
     return manifest
 

@@ -14,7 +14,7 @@ from shared import cuts, gates
 from shared.declaration import Gate
 from shared.errors import Conflict, Permanent
 from shared.gates import Decision, Evidence, Scores, Verdict
-from shared.ledger import Ledger, Transaction, attempts, configuration, versions
+from shared.ledger import Ledger, Transaction, attempts, configuration, scores, versions
 from shared.ledger.attempts import Trained
 from shared.lifecycle import VersionState
 
@@ -123,9 +123,9 @@ def _want(
     digest, compute_class = cuts.digest(holdout), candidate.release.declaration.compute_class
     complete, wished = True, []
     for subject in needed:
-        score = versions.find_score(tx, subject.run, digest)
+        score = scores.find(tx, subject.run, digest)
         if score is None:
-            versions.want_score(tx, subject.run, digest, cuts.to_json(holdout), compute_class)
+            scores.want(tx, subject.run, digest, cuts.to_json(holdout), compute_class)
             wished.append((subject.run, digest, compute_class))
         complete = complete and score is not None and score.scored_at is not None
     return complete, wished
@@ -148,7 +148,7 @@ def _verdict(evidence: Evidence, rules: dict[str, Gate], candidate: Trained, ser
 
 
 def _scores(tx: Transaction, run: int, digest: str) -> Scores:
-    row = versions.find_score(tx, run, digest)
+    row = scores.find(tx, run, digest)
     return Scores(row.metrics, row.error) if row is not None else Scores(None, "it was not scored")
 
 

@@ -11,7 +11,7 @@ from shared.catalog import Catalog
 from shared.cuts import Range, digest, from_json, to_json
 from shared.errors import Unavailable
 from shared.gates import Scores
-from shared.ledger import Ledger, Transaction, attempts, configuration, repeats, runs, versions, workers
+from shared.ledger import Ledger, Transaction, attempts, configuration, repeats, runs, scores, workers
 from shared.ledger.attempts import Claim, Failure, Trained
 
 PATIENCE_S = 60.0
@@ -25,7 +25,7 @@ class Claims(Protocol):
     def claim(self, run: int) -> Claim | None: ...
     def beat(self, claim: Claim, progress: float | None, note: str | None) -> str | None: ...
     def finish(
-        self, claim: Claim, bundle: str, scores: dict[int, tuple[dict[str, Range], Scores]], seconds: dict[str, float]
+        self, claim: Claim, bundle: str, scored: dict[int, tuple[dict[str, Range], Scores]], seconds: dict[str, float]
     ) -> None: ...
     def fail(self, claim: Claim, failure: Failure, seconds: dict[str, float]) -> None: ...
     def hand_back(self, claim: Claim, why: str, seconds: dict[str, float]) -> None: ...
@@ -50,14 +50,14 @@ class LedgerClaims:
             return attempts.beat(tx, claim.run, claim.token, self._lease, progress, note)
 
     def finish(
-        self, claim: Claim, bundle: str, scores: dict[int, tuple[dict[str, Range], Scores]], seconds: dict[str, float]
+        self, claim: Claim, bundle: str, scored: dict[int, tuple[dict[str, Range], Scores]], seconds: dict[str, float]
     ) -> None:
         def write(tx: Transaction) -> None:
             attempts.finish(tx, claim.run, claim.token, bundle, seconds)
-            for run, (ranges, found) in scores.items():
+            for run, (ranges, found) in scored.items():
                 compute_class = claim.release.declaration.compute_class
                 metrics = dict(found.metrics) if found.metrics is not None else None
-                versions.store_score(tx, run, digest(ranges), to_json(ranges), compute_class, metrics, found.error)
+                scores.store(tx, run, digest(ranges), to_json(ranges), compute_class, metrics, found.error)
 
         self._persist(write)
 
@@ -93,27 +93,27 @@ class LedgerScores:
     @repeats
     def claim(self, run: int, holdout: str) -> tuple[Trained, dict[str, Range], configuration.InForce] | None:
         with self._ledger.write() as tx:
-            wanted = versions.claim_score(tx, run, holdout, self._lease)
+            wanted = scores.claim(tx, run, holdout, self._lease)
             if wanted is None:
                 return None
             return attempts.trained(tx, run), from_json(wanted.rows), configuration.in_force(tx)
 
     def beat(self, run: int, holdout: str) -> None:
         with self._ledger.write() as tx:
-            versions.beat_score(tx, run, holdout, self._lease)
+            scores.beat(tx, run, holdout, self._lease)
 
     @repeats
     def release(self, run: int, holdout: str) -> None:
         """Give the score back untried: something was away, or this worker leaves."""
         with self._ledger.write() as tx:
-            versions.release_score(tx, run, holdout, SCORE_PAUSE)
+            scores.release(tx, run, holdout, SCORE_PAUSE)
 
     @repeats
     def store(self, run: int, holdout: str, found: Scores) -> None:
         with self._ledger.write() as tx:
-            row = versions.find_score(tx, run, holdout)
+            row = scores.find(tx, run, holdout)
             metrics = dict(found.metrics) if found.metrics is not None else None
-            versions.store_score(tx, run, holdout, row.rows, row.compute_class, metrics, found.error)
+            scores.store(tx, run, holdout, row.rows, row.compute_class, metrics, found.error)
 
 
 class LedgerWork:
@@ -129,7 +129,7 @@ class LedgerWork:
         """A run that has been due for `patience` and that nobody works on, or a wanted score as (run, holdout)."""
         with self._ledger.read() as tx:
             run = runs.claimable(tx, self._class, patience)
-            wanted = versions.wanted_score(tx, self._class) if run is None else None
+            wanted = scores.wanted(tx, self._class) if run is None else None
             return run if run is not None else (wanted.run_id, wanted.holdout) if wanted is not None else None
 
     def is_open(self, due: int | tuple[int, str]) -> bool:
@@ -137,7 +137,7 @@ class LedgerWork:
         with self._ledger.read() as tx:
             if isinstance(due, int):
                 return runs.is_claimable(tx, due)
-            row = versions.find_score(tx, *due)
+            row = scores.find(tx, *due)
             return row.scored_at is None and (row.lease_until is None or row.lease_until < tx.now)
 
     def catalog(self) -> Catalog:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import and_, insert, or_, select, update
+from sqlalchemy import insert, or_, select, update
 
 from shared.errors import Conflict, Fenced, NotFound
 from shared.gates import Decision, Verdict
-from shared.ledger import deliveries
+from shared.ledger import deliveries, scores
 from shared.ledger.session import Transaction
-from shared.ledger.tables import promotion, release, run, score, verdict, version
+from shared.ledger.tables import promotion, release, run, verdict, version
 from shared.lifecycle import RunState, VersionState, check
 from shared.notices import NoticeType
 
@@ -246,7 +246,7 @@ def _tell(tx: Transaction, kind: NoticeType, row: Any, reasons: list[str], **mor
     ).one()
     data = {
         "model": row.model, "version": row.number, "digest": row.digest, "run": row.run_id, "release": about.release_name, "commit": about.commit,
-        "metrics": metrics(tx, row.run_id), "reasons": reasons, **more,
+        "metrics": scores.metrics(tx, row.run_id), "reasons": reasons, **more,
     }  # fmt: skip
     deliveries.tell(tx, kind, row.model, row.model, data, about.traceparent)
 
@@ -305,82 +305,3 @@ def last_verdict(tx: Transaction, version_id: int) -> Any:
         version, version.c.id == verdict.c.champion_id
     )
     return tx.execute(query.where(verdict.c.version_id == version_id).order_by(verdict.c.id.desc()).limit(1)).first()
-
-
-# Scores: (whose model, which rows) → metrics.
-
-
-def want_score(tx: Transaction, run_id: int, holdout: str, rows: dict[str, Any], compute_class: str) -> None:
-    """Ask for a score that nobody has made yet; a second call changes nothing."""
-    tx.lock(f"scores of {run_id}")
-    if find_score(tx, run_id, holdout) is None:
-        tx.execute(
-            insert(score).values(run_id=run_id, holdout=holdout, rows=rows, compute_class=compute_class, tries=0)
-        )
-
-
-def store_score(
-    tx: Transaction,
-    run_id: int,
-    holdout: str,
-    rows: dict[str, Any],
-    compute_class: str,
-    metrics: dict[str, float] | None,
-    error: str | None,
-) -> None:
-    """Keep a score, or why there is none; the first one that has metrics stays."""
-    want_score(tx, run_id, holdout, rows, compute_class)
-    mine = and_(score.c.run_id == run_id, score.c.holdout == holdout, score.c.metrics.is_(None))
-    tx.execute(update(score).where(mine).values(metrics=metrics, error=error, scored_at=tx.now, lease_until=None))
-
-
-def claim_score(tx: Transaction, run_id: int, holdout: str, lease: timedelta) -> Any:
-    """Lease a wanted score; None if it is made or being made. After three tries it is stored as impossible."""
-    tx.lock(f"scores of {run_id}")
-    row = find_score(tx, run_id, holdout)
-    if row is None or row.scored_at is not None or (row.lease_until is not None and row.lease_until > tx.now):
-        return None
-    mine = and_(score.c.run_id == run_id, score.c.holdout == holdout)
-    if row.tries >= 3:
-        tx.execute(
-            update(score).where(mine).values(error="three workers were lost while they scored it", scored_at=tx.now)
-        )
-        return None
-    tx.execute(update(score).where(mine).values(lease_until=tx.now + lease, tries=row.tries + 1))
-    return row
-
-
-def beat_score(tx: Transaction, run_id: int, holdout: str, lease: timedelta) -> None:
-    """Keep the lease of a score in the making."""
-    mine = and_(score.c.run_id == run_id, score.c.holdout == holdout, score.c.scored_at.is_(None))
-    tx.execute(update(score).where(mine).values(lease_until=tx.now + lease))
-
-
-def release_score(tx: Transaction, run_id: int, holdout: str, again_in: timedelta) -> None:
-    """Give a claimed score back without counting a try: something was away, or the worker leaves."""
-    mine = and_(score.c.run_id == run_id, score.c.holdout == holdout, score.c.scored_at.is_(None), score.c.tries > 0)
-    tx.execute(update(score).where(mine).values(lease_until=tx.now + again_in, tries=score.c.tries - 1))
-
-
-def wanted_score(tx: Transaction, compute_class: str) -> Any:
-    """A score that is wanted and that nobody makes, as (run_id, holdout); None if there is none."""
-    free = or_(score.c.lease_until.is_(None), score.c.lease_until < tx.now)
-    query = select(score.c.run_id, score.c.holdout).where(
-        score.c.scored_at.is_(None), free, score.c.compute_class == compute_class
-    )
-    return tx.execute(query.limit(1)).first()
-
-
-def find_score(tx: Transaction, run_id: int, holdout: str) -> Any:
-    return tx.execute(select(score).where(score.c.run_id == run_id, score.c.holdout == holdout)).first()
-
-
-def own_score(tx: Transaction, run_id: int) -> Any:
-    """The score that the run's own attempt made: the oldest one."""
-    made = select(score).where(score.c.run_id == run_id, score.c.scored_at.is_not(None))
-    return tx.execute(made.order_by(score.c.scored_at).limit(1)).first()
-
-
-def metrics(tx: Transaction, run_id: int) -> dict[str, float]:
-    row = own_score(tx, run_id)
-    return dict(row.metrics) if row is not None and row.metrics else {}

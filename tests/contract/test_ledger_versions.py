@@ -8,7 +8,7 @@ import pytest
 
 from shared.errors import Conflict, Fenced, NotFound
 from shared.gates import Decision, Verdict
-from shared.ledger import Ledger, deliveries, runs, versions
+from shared.ledger import Ledger, deliveries, runs, scores, versions
 from shared.lifecycle import VersionState
 from shared.notices import Notice
 from tests.ledgers import HandClock, adopt, champion, decide, follow, register, serve, train
@@ -311,44 +311,44 @@ SCORE = (1, "sha256:h", {"flights": {"above": 1, "upto": 2}}, "standard")
 def test_a_score_is_made_by_one_worker_and_the_first_metrics_stay(ledger: Ledger) -> None:
     run = train(ledger)
     with ledger.write() as tx:
-        versions.want_score(tx, run, *SCORE[1:])
-        versions.want_score(tx, run, *SCORE[1:])
-        assert tuple(versions.wanted_score(tx, "standard")) == (run, "sha256:h")
-        assert versions.wanted_score(tx, "gpu") is None
-        assert versions.claim_score(tx, run, "sha256:h", LEASE).rows == SCORE[2]
-        assert versions.claim_score(tx, run, "sha256:h", LEASE) is None
-        assert versions.wanted_score(tx, "standard") is None
-        versions.store_score(tx, run, *SCORE[1:], {"auc": 0.7}, None)
-        versions.store_score(tx, run, *SCORE[1:], {"auc": 0.1}, None)
-        assert versions.metrics(tx, run) == {"auc": 0.7}
-        assert versions.claim_score(tx, run, "sha256:h", LEASE) is None
-        assert versions.find_score(tx, run, "sha256:other") is None
+        scores.want(tx, run, *SCORE[1:])
+        scores.want(tx, run, *SCORE[1:])
+        assert tuple(scores.wanted(tx, "standard")) == (run, "sha256:h")
+        assert scores.wanted(tx, "gpu") is None
+        assert scores.claim(tx, run, "sha256:h", LEASE).rows == SCORE[2]
+        assert scores.claim(tx, run, "sha256:h", LEASE) is None
+        assert scores.wanted(tx, "standard") is None
+        scores.store(tx, run, *SCORE[1:], {"auc": 0.7}, None)
+        scores.store(tx, run, *SCORE[1:], {"auc": 0.1}, None)
+        assert scores.metrics(tx, run) == {"auc": 0.7}
+        assert scores.claim(tx, run, "sha256:h", LEASE) is None
+        assert scores.find(tx, run, "sha256:other") is None
 
 
 def test_a_score_that_loses_three_workers_is_given_up_and_says_so(ledger: Ledger, clock: HandClock) -> None:
     run = train(ledger)
     with ledger.write() as tx:
-        versions.want_score(tx, run, *SCORE[1:])
+        scores.want(tx, run, *SCORE[1:])
     for _ in range(3):
         with ledger.write() as tx:
-            assert versions.claim_score(tx, run, "sha256:h", LEASE) is not None
-            versions.beat_score(tx, run, "sha256:h", LEASE)
+            assert scores.claim(tx, run, "sha256:h", LEASE) is not None
+            scores.beat(tx, run, "sha256:h", LEASE)
         clock.forward(minutes=6)
     with ledger.write() as tx:
-        assert versions.claim_score(tx, run, "sha256:h", LEASE) is None
-        found = versions.find_score(tx, run, "sha256:h")
+        assert scores.claim(tx, run, "sha256:h", LEASE) is None
+        found = scores.find(tx, run, "sha256:h")
         assert (found.metrics, found.error) == (None, "three workers were lost while they scored it")
-        assert versions.wanted_score(tx, "standard") is None
+        assert scores.wanted(tx, "standard") is None
 
 
 def test_a_versions_metrics_are_those_of_its_own_holdout(ledger: Ledger, clock: HandClock) -> None:
     run = train(ledger)
     for holdout, metrics in (("sha256:own", {"auc": 0.7}), ("sha256:later", {"auc": 0.6})):
         with ledger.write() as tx:
-            versions.store_score(tx, run, holdout, {}, "standard", metrics, None)
+            scores.store(tx, run, holdout, {}, "standard", metrics, None)
         clock.forward(hours=1)
     with ledger.read() as tx:
-        assert versions.metrics(tx, run) == {"auc": 0.7}
+        assert scores.metrics(tx, run) == {"auc": 0.7}
 
 
 def test_a_slow_registration_that_nobody_has_taken_over_is_not_fenced(ledger: Ledger, clock: HandClock) -> None:
@@ -365,12 +365,12 @@ def test_a_slow_registration_that_nobody_has_taken_over_is_not_fenced(ledger: Le
 def test_a_score_that_is_given_back_is_not_used_up(ledger: Ledger, clock: HandClock) -> None:
     train(ledger)
     with ledger.write() as tx:
-        versions.want_score(tx, 1, "sha256:rows", {}, "standard")
+        scores.want(tx, 1, "sha256:rows", {}, "standard")
     for _ in range(5):
         with ledger.write() as tx:
-            assert versions.claim_score(tx, 1, "sha256:rows", LEASE) is not None
+            assert scores.claim(tx, 1, "sha256:rows", LEASE) is not None
         with ledger.write() as tx:
-            versions.release_score(tx, 1, "sha256:rows", timedelta(seconds=10))
+            scores.release(tx, 1, "sha256:rows", timedelta(seconds=10))
         clock.forward(seconds=11)
     with ledger.read() as tx:
-        assert versions.find_score(tx, 1, "sha256:rows").scored_at is None
+        assert scores.find(tx, 1, "sha256:rows").scored_at is None

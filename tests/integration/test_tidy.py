@@ -19,7 +19,7 @@ from shared import arrivals as arrivals_in
 from shared.blobs import DiskBlobs, store_tree
 from shared.catalog import Keep
 from shared.errors import Fenced, NotFound, Unavailable
-from shared.ledger import Ledger, Transaction, arrivals, retention, versions
+from shared.ledger import Ledger, Transaction, arrivals, retention, scores, versions
 from shared.logs import DiskLogs
 from shared.manifest import read_tree
 from shared.retention import Report
@@ -166,7 +166,7 @@ def test_a_blob_that_an_upload_relies_on_stays_though_nobody_names_it_yet(house:
 
 def test_a_run_whose_score_is_wanted_is_not_taken(house: House) -> None:
     with house.ledger.write() as tx:
-        versions.want_score(tx, 4, "sha256:other", {}, "standard")
+        scores.want(tx, 4, "sha256:other", {}, "standard")
     house.tidy.run(turn(house))
     assert house.tidied() == ({5, 6}, {5, 6})
 

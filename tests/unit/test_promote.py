@@ -20,7 +20,7 @@ from shared.blobs import DiskBlobs, store_tree
 from shared.declaration import Gate
 from shared.errors import Conflict, Unavailable
 from shared.gates import Decision, Verdict
-from shared.ledger import Ledger, attempts, deliveries, runs, versions
+from shared.ledger import Ledger, attempts, deliveries, runs, scores, versions
 from shared.manifest import read_tree
 from tests import ledgers
 from tests.ledgers import CONFIG, HandClock, adopt, claim, finish, grow, put_config, waiting
@@ -82,7 +82,7 @@ class Bridge:
             newest = versions.candidates(tx)[-1:] or [run]
             holdout = cuts.comparison(attempts.trained(tx, newest[0]).cut, before)
             metrics = {"auc": auc} if auc is not None else None
-            versions.store_score(tx, run, cuts.digest(holdout), cuts.to_json(holdout), "standard", metrics, error)
+            scores.store(tx, run, cuts.digest(holdout), cuts.to_json(holdout), "standard", metrics, error)
 
     def verdict(self, run: int) -> tuple[str, str, tuple[str, ...]]:
         """State of the run's version, its last decision and reasons."""
@@ -304,7 +304,7 @@ def test_an_older_cut_that_finishes_late_never_displaces_a_newer_champion(bridge
     with bridge.ledger.write() as tx:
         holdout = cuts.comparison(attempts.trained(tx, late).cut, attempts.trained(tx, newer).cut)
         for run in (late, newer):
-            versions.store_score(tx, run, cuts.digest(holdout), {}, "standard", {"auc": 0.9}, None)
+            scores.store(tx, run, cuts.digest(holdout), {}, "standard", {"auc": 0.9}, None)
     bridge.promoter.settle(late)
     assert bridge.verdict(late) == (
         "rejected", "reject", (f"champion 2 was trained later, on newer data (run {newer})",),

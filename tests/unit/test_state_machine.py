@@ -17,7 +17,19 @@ from services.registry_bridge.promote import Promoter
 from shared.arrivals import Report
 from shared.cuts import Cut
 from shared.errors import Conflict, Fenced, NotFound, Unavailable
-from shared.ledger import Ledger, Transaction, arrivals, attempts, datasets, deliveries, fates, planning, runs, versions
+from shared.ledger import (
+    Ledger,
+    Transaction,
+    arrivals,
+    attempts,
+    datasets,
+    deliveries,
+    fates,
+    planning,
+    runs,
+    scores,
+    versions,
+)
 from shared.ledger.attempts import Claim, Failure
 from shared.ledger.fates import FateKind
 from shared.ledger.session import create_all
@@ -217,10 +229,10 @@ class Headrace(RuleBasedStateMachine):
 
     def _score(self, auc: float | None) -> None:
         with self.ledger.write() as tx:
-            while (wanted := versions.wanted_score(tx, "standard")) is not None:
-                if (row := versions.claim_score(tx, *wanted, LEASE)) is not None:
+            while (wanted := scores.wanted(tx, "standard")) is not None:
+                if (row := scores.claim(tx, *wanted, LEASE)) is not None:
                     found = {"auc": auc} if auc is not None else None
-                    versions.store_score(tx, *wanted, row.rows, "standard", found, None if found else "no such table")
+                    scores.store(tx, *wanted, row.rows, "standard", found, None if found else "no such table")
 
     def _settle(self) -> None:
         with self.ledger.read() as tx:

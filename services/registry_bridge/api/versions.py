@@ -16,7 +16,7 @@ from shared.blobs import Blobs
 from shared.cuts import Cut
 from shared.errors import Gone, NotFound, Refused
 from shared.http import Here, Operator, Paged, Reader, Stores, body, takes
-from shared.ledger import Transaction, arrivals, configuration, releases, repeats, retention, runs, versions
+from shared.ledger import Transaction, arrivals, configuration, releases, repeats, retention, runs, scores, versions
 from shared.lifecycle import VersionState
 from shared.manifest import File, Manifest, check_path
 from shared.problems import EVERYWHERE, JSON, WITH_BODY, problems
@@ -94,7 +94,7 @@ class VersionSummary(Strict):
             release=ReleaseName(name=release.name, commit=release.commit),
             digest=row.digest,
             registered_at=row.registered_at,
-            metrics=versions.metrics(tx, row.run_id),
+            metrics=scores.metrics(tx, row.run_id),
             verdict=_verdict(tx, row),
             lineage=_lineage(tx, run),
             mlflow=InMlflow(run_id=row.mlflow_run, model_id=row.mlflow_model),
