@@ -54,7 +54,7 @@ check: $(READY)  ## format, lint, types, imports, unit tests: in seconds
 	@$(BIN)/mypy
 	@$(BIN)/mypy -p stack
 	@$(BIN)/lint-imports --no-cache
-	@$(BIN)/python -m pytest tests/unit -q
+	@$(BIN)/python -m pytest tests/unit -q -n 2
 
 .PHONY: test
 test: $(READY)  ## every test; the tests bring the servers that they need
