@@ -29,6 +29,13 @@ def product(request: pytest.FixtureRequest, stack: str, tmp_path_factory: pytest
         started.stop()
 
 
+@pytest.fixture(autouse=True)
+def _only_its_own_models(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "product" in request.fixturenames:
+        request.getfixturevalue("product").forget_models()
+
+
 def servers(postgres: Postgres, s3: S3Server) -> dict[str, str]:
     """The variables by which a stack finds a new database and a new place in the store."""
     return {

@@ -215,6 +215,11 @@ class Product:
         self._sections.append(text)
         self._write_config()
 
+    def forget_models(self) -> None:
+        """Take out of the configuration what tests have added: watching it costs the tests that follow."""
+        del self._sections[2:]
+        self._write_config()
+
     def _write_config(self) -> None:
         draft = self.config.with_suffix(".draft")
         draft.write_text("\n".join(self._sections))
