@@ -59,6 +59,10 @@ def plan_for_dataset(tx: Transaction, dataset: str, reason: str, traceparent: st
 
 def adopt(tx: Transaction, model: str, name: str, commit: str, declared: Declaration) -> None:
     """Put a new valid release in force and plan a run for it, due at once. A second call changes nothing."""
+    tx.lock("configuration", shared=True)
+    tx.lock(
+        *(f"dataset {name}" for name in declared.datasets)
+    )  # rows that arrive now look for the models that use them
     tx.hold_models(model)
     if releases.adopted(tx, model, name, commit, declared):
         plan(tx, model, f"new release {name}", asked=True)

@@ -13,8 +13,20 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
+from shared.cuts import Cut
 from shared.errors import ConfigurationError, Unavailable, Undone
-from shared.ledger import Ledger, Transaction, arrivals, attempts, datasets, deliveries, postgres, repeats, runs
+from shared.ledger import (
+    Ledger,
+    Transaction,
+    arrivals,
+    attempts,
+    datasets,
+    deliveries,
+    planning,
+    postgres,
+    repeats,
+    runs,
+)
 from shared.ledger.session import await_schema, check_schema, migrate
 from shared.ledger.tables import metadata
 from shared.notices import NoticeType
@@ -259,6 +271,29 @@ def test_a_new_policy_and_an_arrival_at_the_same_time_leave_no_run_planned_by_th
             applied = pool.submit(put_config, opened, CONFIG.replace("min_rows = 100", "min_rows = 1"))
             wait_for(lambda: waiters(url) == 1)
         applied.result(DEADLINE_S)
+    with opened.read() as tx:
+        assert runs.find_waiting(tx, "delays").due_at is not None
+
+
+def test_a_release_adopted_while_its_first_rows_arrive_is_trained_on_them(opened: Ledger, url: str) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with opened.write() as tx:
+            planning.adopt(tx, "delays", "v1.0.0", "a" * 40, ledgers.declare())
+            grown = pool.submit(grow, opened)
+            wait_for(lambda: grown.done() or waiters(url) == 1)
+        grown.result(DEADLINE_S)
+    with opened.read() as tx:
+        assert runs.find_waiting(tx, "delays").due_at is not None
+
+
+def test_rows_that_arrive_while_a_release_is_adopted_make_its_run_due(opened: Ledger, url: str) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with opened.write() as tx:
+            datasets.take(tx, "flights", "watcher", ledgers.LEASE)
+            arrivals.observe(tx, "flights", None, Cut(1000, 1000, 900, 100), 1000, "watcher")
+            adopted = pool.submit(adopt, opened)
+            wait_for(lambda: adopted.done() or waiters(url) == 1)
+        adopted.result(DEADLINE_S)
     with opened.read() as tx:
         assert runs.find_waiting(tx, "delays").due_at is not None
 

@@ -61,6 +61,7 @@ class ReleaseWatch:
         mirror.fetch(commit)
         declared = self._read(mirror, commit, config)
         with self._ledger.write() as tx:
+            tx.lock("configuration", shared=True)  # what the release was judged by stays in force until it is adopted
             if configuration.in_force(tx).digest != config.digest or _id(releases.seen(tx, self._model)) != before:
                 return False
             if isinstance(declared, Refused):
