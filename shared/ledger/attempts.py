@@ -17,6 +17,7 @@ from shared.ledger import configuration, datasets, planning, releases, runs, ver
 from shared.ledger.releases import Release
 from shared.ledger.session import Transaction
 from shared.ledger.tables import attempt, run
+from shared.ledger.transitions import transition
 from shared.lifecycle import RunState
 
 
@@ -63,6 +64,7 @@ def _readable(text: str) -> str:
     return text.encode(errors="replace").decode().replace("\0", "?")
 
 
+@transition
 def claim(tx: Transaction, id: int, worker: str, lease: timedelta) -> Claim | None:
     """waiting | retrying (due) | running (lease run out) → running, for one worker; None if there is nothing to claim.
 
@@ -177,6 +179,7 @@ def _cut(row: Any) -> dict[str, Cut]:
     return {name: Cut.from_json(part) for name, part in row.cut.items()}
 
 
+@transition
 def beat(
     tx: Transaction, id: int, token: int, lease: timedelta, progress: float | None = None, note: str | None = None
 ) -> str | None:
@@ -189,6 +192,7 @@ def beat(
     return reason
 
 
+@transition
 def finish(tx: Transaction, id: int, token: int, bundle: str, seconds: dict[str, float]) -> None:
     """running → trained: the bundle counts from here on, and the waiting run may become due. Raises `Fenced`."""
     row = owned(tx, id, token)
@@ -196,6 +200,7 @@ def finish(tx: Transaction, id: int, token: int, bundle: str, seconds: dict[str,
     planning.end(tx, row, RunState.TRAINED, None, bundle=bundle, progress=1.0)
 
 
+@transition
 def fail(tx: Transaction, id: int, token: int, failure: Failure, seconds: dict[str, float]) -> RunState:
     """running → retrying with a pause, for what is transient and has attempts left; else → failed. Raises `Fenced`.
 
@@ -213,6 +218,7 @@ def fail(tx: Transaction, id: int, token: int, failure: Failure, seconds: dict[s
     return _hand_over(tx, row, policy.retry_after(failures), sentence, failures=failures, error=error)
 
 
+@transition
 def hand_back(tx: Transaction, id: int, token: int, why: str, seconds: dict[str, float]) -> None:
     """running → retrying, due at once, without counting as a failure: the worker is asked to leave. Raises `Fenced`."""
     row = owned(tx, id, token)
@@ -220,6 +226,7 @@ def hand_back(tx: Transaction, id: int, token: int, why: str, seconds: dict[str,
     _hand_over(tx, row, timedelta(0), f"was handed back: {why}")
 
 
+@transition
 def cancelled(tx: Transaction, id: int, token: int, seconds: dict[str, float]) -> None:
     """running → cancelled, by the worker that has stopped the child. Raises `Fenced`."""
     row = owned(tx, id, token)

@@ -76,6 +76,19 @@ class Transaction:
     connection: Connection
     now: datetime
     held: set[str] = field(default_factory=set)
+    did: list[str] = field(default_factory=list)
+    _inside: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def doing(self, name: str) -> Iterator[None]:
+        """Note the name of a step in `did`, unless it is part of another."""
+        if not self._inside and name not in self.did:
+            self.did.append(name)
+        self._inside.append(name)
+        try:
+            yield
+        finally:
+            self._inside.pop()
 
     def execute(self, statement: Any) -> Any:
         return self.connection.execute(statement)
