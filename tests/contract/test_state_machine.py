@@ -1,0 +1,16 @@
+"""The same on every database that the ledger stands on."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from shared.ledger import Ledger
+from tests.state_machine import QUICK, Headrace
+
+
+def test_the_ledger_does_what_its_plain_model_does(database: Ledger) -> None:
+    def machine() -> Headrace:  # `@reproduce_failure` goes above this line
+        return Headrace(database)
+
+    run_state_machine_as_test(machine, settings=settings(QUICK, max_examples=8))
