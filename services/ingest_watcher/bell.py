@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import structlog
 
 from services.ingest_watcher.loop import Wake
-from shared.ledger import Ledger, configuration, runs
+from shared.ledger import Ledger, Transaction, configuration, fates, runs, workers
 
 LONGEST_WAIT_S = 5.0  # the wall clock may be set meanwhile
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
@@ -25,7 +25,8 @@ class Doorbell(Protocol):
 
 
 class Bell:
-    """Rings when a run becomes due. While the broker is away it asks ever more seldom: workers with a free slot look for themselves.
+    """Rings when a run becomes due and a slot is free for it, so that fifty runs behind a long one leave nothing in Redis; the slot that
+    becomes free is told at once, and looks for itself too. While the broker is away it asks ever more seldom.
 
     A crash between the ring and its note rings twice; the second finds the run claimed.
     """
@@ -41,13 +42,23 @@ class Bell:
         self._changes.poll()
         with self._ledger.read() as tx:
             classes = tuple(configuration.in_force(tx).catalog.compute_classes)
-            due, next_due, now = runs.unrung(tx), runs.next_due(tx), tx.now
+            due, next_due, now = self._to_ring(tx, classes), runs.next_due(tx), tx.now
         doorbell = self._connected(classes)
         if due:
             self._ring(doorbell, due)
         else:
             left_s = (next_due - now).total_seconds() if next_due is not None else LONGEST_WAIT_S
             self._changes.wait(min(max(left_s, 0.0), LONGEST_WAIT_S), self._wake.stopped)
+
+    def _to_ring(self, tx: Transaction, classes: tuple[str, ...]) -> list[Any]:
+        slots = workers.free_slots(tx, fates.WORKER_SEEN)
+        free = {name: number for name, number in slots.items() if number > 0 and name in classes}
+        found = []
+        for run in runs.unrung(tx, list(free)):
+            if free[run.compute_class] > 0:
+                free[run.compute_class] -= 1
+                found.append(run)
+        return found
 
     def close(self) -> None:
         self._changes.close()
@@ -65,10 +76,7 @@ class Bell:
     def _ring(self, doorbell: Doorbell, due: list[Any]) -> None:
         rung = []
         for run in due:
-            if run.compute_class not in self._classes:
-                # Nobody hears it there, and `headrace why` says so; once is enough.
-                log.warning("run.has_no_queue", run=run.id, compute_class=run.compute_class)
-            elif not doorbell.ring(run.id, run.compute_class):
+            if not doorbell.ring(run.id, run.compute_class):
                 break
             rung.append(run.id)
         if rung:

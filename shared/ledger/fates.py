@@ -158,7 +158,7 @@ def _waiting(tx: Transaction, row: Any) -> str:
     if not alive:
         return (
             f"is due since {_time(row.due_at)} but no worker serves {train_queue(row.compute_class)}; start one with "
-            f"`HEADRACE_COMPUTE_CLASS={row.compute_class} python -m services.trainer`"
+            f"`{workers.start_command(row.compute_class)}`"
         )
     if all(one.busy >= one.slots for one in alive):
         return f"is due since {_time(row.due_at)} and waits for a free slot: {len(alive)} worker(s) of class {row.compute_class} are busy"

@@ -51,10 +51,11 @@ def find_all(
     return list(tx.execute(query))
 
 
-def unrung(tx: Transaction, limit: int = 100) -> list[Any]:
-    """Runs that are due and whose bell has not been rung since they became due."""
+def unrung(tx: Transaction, classes: Sequence[str], limit: int = 100) -> list[Any]:
+    """Runs of these compute classes that are due and whose bell has not been rung since they became due."""
     heard = or_(run.c.rung_at.is_(None), run.c.rung_at < run.c.due_at)
     query = select(run.c.id, run.c.compute_class).where(run.c.state.in_(OPEN), run.c.due_at <= tx.now, heard)
+    query = query.where(run.c.compute_class.in_(classes))
     return list(tx.execute(query.order_by(run.c.due_at).limit(limit)))
 
 
@@ -63,9 +64,12 @@ def rung(tx: Transaction, ids: Sequence[int]) -> None:
 
 
 def next_due(tx: Transaction) -> datetime | None:
-    """When the next run becomes due whose bell has not been rung."""
+    """When the next run becomes due that is not due yet and whose bell has not been rung."""
     heard = or_(run.c.rung_at.is_(None), run.c.rung_at < run.c.due_at)
-    due: datetime | None = tx.execute(select(func.min(run.c.due_at)).where(run.c.state.in_(OPEN), heard)).scalar()
+    later = run.c.due_at > tx.now
+    due: datetime | None = tx.execute(
+        select(func.min(run.c.due_at)).where(run.c.state.in_(OPEN), heard, later)
+    ).scalar()
     return due
 
 
@@ -89,6 +93,12 @@ def _claimable(at: datetime) -> ColumnElement[bool]:
 
 def count(tx: Transaction) -> dict[str, int]:
     return {state: number for state, number in tx.execute(select(run.c.state, func.count()).group_by(run.c.state))}
+
+
+def count_due(tx: Transaction) -> dict[str, int]:
+    """Runs that are due and that nobody works on, by compute class."""
+    query = select(run.c.compute_class, func.count()).where(_claimable(tx.now)).group_by(run.c.compute_class)
+    return {name: number for name, number in tx.execute(query)}
 
 
 def newest_cut(tx: Transaction, model: str) -> dict[str, Any]:

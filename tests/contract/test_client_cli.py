@@ -303,6 +303,17 @@ def test_a_report_whose_answer_is_lost_is_sent_again_under_the_same_key(
     assert "arrival 5 of clicks: run 17" in capsys.readouterr().out
 
 
+def test_status_says_which_class_nobody_serves_and_what_starts_a_worker(
+    twin: Twin, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = {"runs": {"waiting": 3, "running": 0}, "deliveries": {"pending": 0, "failed": 0}}
+    unserved = [{"compute_class": "gpu", "due": 3, "start": "HEADRACE_COMPUTE_CLASS=gpu python -m services.trainer"}]
+    twin.answers["/v1/status"] = (200, {"models": [], "datasets": [], "workers": [], **counts, "unserved": unserved})
+    assert main(["status"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "No worker serves gpu (3 due); start one with: HEADRACE_COMPUTE_CLASS=gpu python -m services.trainer" in said
+
+
 def test_status_says_what_was_rejected_and_what_to_do_about_it(twin: Twin, capsys: pytest.CaptureFixture[str]) -> None:
     counts = {"runs": {"waiting": 0, "running": 0}, "deliveries": {"pending": 0, "failed": 0}}
     rejected = {"count": 3, "last_reason": "there is no\x1b[2J dataset 'clicks'", "last_at": "2026-01-01T00:00:00Z"}

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from shared.arrivals import Report
 from shared.errors import Conflict, NotFound
-from shared.ledger import Ledger, arrivals, deliveries, planning, runs
+from shared.ledger import Ledger, arrivals, deliveries, planning, runs, workers
 from shared.ledger.tables import run
 from shared.lifecycle import RunState
 from tests.ledgers import CONFIG, START, HandClock, adopt, claim, declare, finish, grow, put_config, train, waiting
@@ -37,7 +37,7 @@ def cancel(ledger: Ledger, id: int) -> RunState:
 
 def unrung(ledger: Ledger) -> list[int]:
     with ledger.read() as tx:
-        return [row.id for row in runs.unrung(tx)]
+        return [row.id for row in runs.unrung(tx, ["standard"])]
 
 
 def ring(ledger: Ledger) -> list[int]:
@@ -245,6 +245,31 @@ def test_a_bell_is_rung_once_for_each_time_that_a_run_becomes_due(ledger: Ledger
     assert ring(ledger) == []
     finish(ledger, claimed)
     assert ring(ledger) == [waiting(ledger)]
+
+
+def test_slots_are_free_that_no_run_has_or_is_on_its_way_to(ledger: Ledger, clock: HandClock) -> None:
+    def free() -> dict[str, int]:
+        with ledger.read() as tx:
+            return workers.free_slots(tx, timedelta(minutes=1))
+
+    with ledger.write() as tx:
+        workers.seen(tx, "w1", "standard", 1, 0)
+        workers.seen(tx, "w2", "standard", 2, 0)
+        workers.seen(tx, "w3", "gpu", 1, 0)
+    adopt(ledger)
+    grow(ledger)
+    assert free() == {"standard": 3, "gpu": 1}
+    run = waiting(ledger)
+    assert ring(ledger) == [run]
+    assert free() == {"standard": 2, "gpu": 1}
+    clock.forward(seconds=3)
+    assert free() == {"standard": 3, "gpu": 1}, "nobody heard it"
+    assert claim(ledger, run) is not None
+    assert free() == {"standard": 2, "gpu": 1}
+    clock.forward(seconds=31)
+    assert free() == {"standard": 3, "gpu": 1}, "its worker is silent, and the run is there to be claimed"
+    clock.forward(seconds=30)
+    assert free() == {}
 
 
 def test_the_bell_is_told_when_the_next_run_becomes_due(ledger: Ledger) -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from services.ingest_watcher.app import Watcher
 from shared.arrivals import Report
-from shared.ledger import Ledger, arrivals, configuration, datasets, fates, planning, releases, runs
+from shared.ledger import Ledger, arrivals, datasets, fates, planning, releases, runs, workers
 from shared.ledger.session import migrate
 from shared.settings import Settings
 from tests.ledgers import put_config
@@ -443,7 +443,13 @@ def ready_to_ring(world: World) -> str:
     world.insert(10)
     world.commit(PYPROJECT.replace("[tool.headrace]", f'[tool.headrace]\ncompute_class = "{compute_class}"'), "v1.0.0")
     world.configure(**{"class": compute_class})
+    a_worker_is_free(world, compute_class)
     return compute_class
+
+
+def a_worker_is_free(world: World, compute_class: str, slots: int = 9) -> None:
+    with world.ledger.write() as tx:
+        workers.seen(tx, f"trainer of {compute_class}", compute_class, slots, 0)
 
 
 def messages(valkey: Valkey, compute_class: str) -> list[bytes]:
@@ -465,7 +471,7 @@ def test_a_due_run_is_rung_once_on_the_queue_of_its_class(world: World, valkey: 
     world.insert(10)  # joins the run, which stays due: nobody rings again
     until(lambda: world.rows_seen() == 20, world)
     with world.ledger.read() as tx:
-        assert runs.unrung(tx) == []
+        assert runs.unrung(tx, [compute_class]) == []
     assert (rung_at(world), len(messages(valkey, compute_class))) == (first, 1)
 
 
@@ -496,15 +502,26 @@ def test_a_run_whose_class_is_gone_is_passed_over_and_others_are_rung(world: Wor
     compute_class = ready_to_ring(world)
     world.start()
     until(lambda: rung_at(world), world)
-    world.configure(**{"class": f"{compute_class}-new"})
+    world.configure(**{"class": (other := f"{compute_class}-new")})
+    a_worker_is_free(world, other)
     with world.ledger.write() as tx:
         planning.cancel(tx, world.waiting().id, "makes room")
         planning.ask(tx, "delays", "again")
+    world.commit(PYPROJECT.replace("[tool.headrace]", f'[tool.headrace]\ncompute_class = "{other}"'), "v2.0.0")
+    until(lambda: messages(valkey, other), world)
+    assert (len(messages(valkey, compute_class)), len(messages(valkey, other))) == (1, 1)
+
+
+def test_a_bell_is_rung_for_a_free_slot_and_not_for_a_queue(world: World, valkey: Valkey) -> None:
+    world.redis_url = valkey.url
+    compute_class = ready_to_ring(world)
+    a_worker_is_free(world, compute_class, slots=0)
+    world.start()
+    until(lambda: world.waiting() and world.waiting().due_at, world)
+    assert rung_at(world) is None
+    a_worker_is_free(world, compute_class, slots=1)
     until(lambda: rung_at(world), world)
     assert len(messages(valkey, compute_class)) == 1
-    assert "run.has_no_queue" in world.said()
-    with world.ledger.read() as tx:
-        assert configuration.in_force(tx).catalog.compute_classes.keys() == {f"{compute_class}-new"}
 
 
 def send(valkey: Valkey, id: str, dataset: str) -> None:

@@ -168,3 +168,11 @@ def test_status_tells_of_models_datasets_runs_deliveries_and_workers(api: Api, t
     assert told["rejections"] == {"count": 0, "last_reason": None, "last_at": None}
     worker = {"name": "trainer@host:1", "compute_class": "standard", "slots": 2, "busy": 1}
     assert told["workers"] == [worker | {"seen_at": "2026-01-01T00:00:00Z"}]
+    assert told["unserved"] == []
+
+
+def test_status_tells_which_compute_class_nobody_serves_and_how_to_start_a_worker(api: Api) -> None:
+    adopt(api.ledger)
+    grow(api.ledger)
+    start = "HEADRACE_COMPUTE_CLASS=standard python -m services.trainer"
+    assert api.get("/v1/status").json()["unserved"] == [{"compute_class": "standard", "due": 1, "start": start}]

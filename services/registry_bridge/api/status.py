@@ -69,6 +69,14 @@ class WorkerStatus(Strict):
     seen_at: datetime
 
 
+class Unserved(Strict):
+    """A compute class of the configuration for which no worker was heard of within the last minute."""
+
+    compute_class: str
+    due: int = Field(description="runs that wait for a worker of it")
+    start: str = Field(description="the command that starts one, on any machine")
+
+
 class TakenAway(Strict):
     """So many things of a kind, and the bytes that a store gave back for them."""
 
@@ -91,6 +99,7 @@ class Status(Strict):
     deliveries: DeliveryCounts
     rejections: Rejections
     workers: tuple[WorkerStatus, ...]
+    unserved: tuple[Unserved, ...]
     tidied: Tidied | None = Field(description="null before the first")
 
 
@@ -110,6 +119,7 @@ def status(_: Reader, stores: Here) -> Status:
             ),
             rejections=_rejections(tx),
             workers=_workers(tx),
+            unserved=_unserved(tx, catalog),
             tidied=_tidied(tx),
         )
 
@@ -149,4 +159,14 @@ def _workers(tx: Transaction) -> tuple[WorkerStatus, ...]:
             name=row.name, compute_class=row.compute_class, slots=row.slots, busy=row.busy, seen_at=row.seen_at
         )
         for row in workers.alive(tx, fates.WORKER_SEEN)
+    )
+
+
+def _unserved(tx: Transaction, catalog: Catalog) -> tuple[Unserved, ...]:
+    served = {row.compute_class for row in workers.alive(tx, fates.WORKER_SEEN)}
+    due = runs.count_due(tx)
+    return tuple(
+        Unserved(compute_class=name, due=due.get(name, 0), start=workers.start_command(name))
+        for name in catalog.compute_classes
+        if name not in served
     )

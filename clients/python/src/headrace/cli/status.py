@@ -28,6 +28,8 @@ def status(arguments: Namespace) -> None:
         [_worker(each) for each in found["workers"]],
         empty="none: nothing will be trained",
     )
+    for each in found.get("unserved") or ():
+        print(_unserved(each))
     runs, deliveries = found["runs"], found["deliveries"]
     print(
         f"\nRuns: {runs['waiting']} waiting, {runs['running']} running."
@@ -69,6 +71,11 @@ def why(arguments: Namespace) -> None:
 
 def _dataset(told: Mapping[str, Any]) -> show.Row:
     return told["name"], told["kind"], told["cursor"], told["rows"], show.ago(told["looked_at"]), told["error"]
+
+
+def _unserved(told: Mapping[str, Any]) -> str:
+    waits = f" ({told['due']} due)" if told["due"] else ""
+    return f"No worker serves {show.text(told['compute_class'])}{waits}; start one with: {show.text(told['start'])}"
 
 
 def _worker(told: Mapping[str, Any]) -> show.Row:
