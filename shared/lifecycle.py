@@ -46,7 +46,7 @@ TRANSITIONS: dict[
         RunState.RUNNING: frozenset(
             {RunState.RUNNING, RunState.RETRYING, RunState.TRAINED, RunState.FAILED, RunState.CANCELLED}
         ),
-        RunState.RETRYING: frozenset({RunState.RUNNING, RunState.FAILED, RunState.CANCELLED}),
+        RunState.RETRYING: frozenset({RunState.RUNNING, RunState.CANCELLED}),
         RunState.TRAINED: frozenset(),
         RunState.FAILED: frozenset(),
         RunState.CANCELLED: frozenset(),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shared import catalog
 from shared.errors import HeadraceError
-from shared.ledger import Ledger, configuration, planning, repeats
+from shared.ledger import Ledger, planning, repeats
 from shared.ledger.session import check_schema
 from shared.settings import Settings, load
 
@@ -22,10 +22,7 @@ def put_in_force(path: Path, settings: Settings) -> bool:
     try:
         check_schema(ledger)
         with ledger.write() as tx:
-            if not configuration.put(tx, new, getpass.getuser()):
-                return False
-            planning.replan_all(tx)
-        return True
+            return planning.put_in_force(tx, new, getpass.getuser())
     finally:
         ledger.close()
 

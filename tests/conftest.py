@@ -12,6 +12,7 @@ import pytest
 from shared.ledger import Ledger
 from shared.ledger.session import create_all, migrate
 from shared.ledger.tables import metadata
+from tests.guard import GUARD
 from tests.ledgers import CONFIG, HandClock, put_config
 from tests.postgres_server import Postgres, start_postgres
 from tests.redis_server import Valkey, start_valkey
@@ -24,6 +25,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from tests.scheduling import ByStack
 
     return ByStack(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _guarded() -> Iterator[None]:
+    with GUARD.watching():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _nothing_broken(_guarded: None) -> Iterator[None]:
+    """What the guard has found fails the test, also where an edge has swallowed the error."""
+    GUARD.found.clear()
+    yield
+    assert not GUARD.found, "\n".join(GUARD.found)
 
 
 @pytest.fixture(scope="session")

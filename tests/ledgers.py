@@ -9,7 +9,7 @@ from shared import catalog
 from shared.cuts import Cut
 from shared.declaration import Declaration, Gate, Use
 from shared.gates import Decision, Verdict
-from shared.ledger import Ledger, arrivals, attempts, configuration, datasets, planning, runs, versions
+from shared.ledger import Ledger, arrivals, attempts, datasets, planning, runs, versions
 from shared.ledger.attempts import Claim
 from shared.ledger.session import create_all
 
@@ -59,8 +59,7 @@ def in_memory(config: str = CONFIG) -> tuple[Ledger, HandClock]:
 
 def put_config(ledger: Ledger, config: str) -> None:
     with ledger.write() as tx:
-        configuration.put(tx, catalog.parse(config.encode()), "test")
-        planning.replan_all(tx)
+        planning.put_in_force(tx, catalog.parse(config.encode()), "test")
 
 
 def declare(dataset: str = "flights", **more: object) -> Declaration:

@@ -66,7 +66,7 @@ HOW = st.sampled_from([End.TRAINED, *End])  # most do
 SCORES = st.sampled_from([0.7, 0.5, None])
 WORKERS = st.sampled_from(["w1", "w2", "w3"])
 QUICK = settings(
-    max_examples=40,
+    max_examples=25,
     stateful_step_count=40,
     deadline=None,
     print_blob=True,
@@ -473,14 +473,18 @@ class Headrace(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Workers, MLflow and the operator's file come back: nothing is stuck (I10)."""
         self._put(CONFIG)
-        for _ in range(6):
+        for _ in range(6 + 2 * self.registered):  # one champion at a time
             self.time_passes(2400)  # more than the clock was ever set back
             self.a_worker_takes_what_is_due("w9", End.TRAINED)
             self.the_bridge_looks(0.9, 4, False, True)
             self.deliver(204)
-        with self.ledger.read() as tx:
-            assert runs.find_busy(tx, "delays") is None
-            waiting = runs.find_waiting(tx, "delays")
-            assert waiting is None or waiting.due_at is None
-            assert (versions.unregistered(tx), versions.candidates(tx), versions.with_intent(tx)) == ([], [], [])
+            if self._rests():
+                break
+        assert self._rests()
         super().teardown()
+
+    def _rests(self) -> bool:
+        with self.ledger.read() as tx:
+            waiting = runs.find_waiting(tx, "delays")
+            idle = runs.find_busy(tx, "delays") is None and (waiting is None or waiting.due_at is None)
+            return idle and not (versions.unregistered(tx) or versions.candidates(tx) or versions.with_intent(tx))

@@ -13,6 +13,7 @@ from shared.errors import Conflict, NotFound
 from shared.ledger import configuration, datasets, deliveries, planning
 from shared.ledger.session import Transaction
 from shared.ledger.tables import arrival, report
+from shared.ledger.transitions import transition
 from shared.notices import NoticeType
 
 
@@ -26,11 +27,18 @@ class Receipt:
     runs: tuple[int, ...] = ()
 
 
+@transition
 def receive(tx: Transaction, told: Report, origin: str = "rest") -> Receipt:
     """Take a report from outside, by `rest` or `stream`: the same one (source, id) is taken once (I2); where a source can be looked at,
     it is a nudge.
 
     Raises `NotFound` for a dataset that the configuration does not name, `Conflict` for an id that another dataset used.
+
+    arrival: none → stored
+    run: none → waiting; waiting → same
+    By: the API; the watcher, from the stream
+    Fence: source and id of the report
+    Again: the first answer, and nothing changes
     """
     tx.lock("configuration", shared=True)
     config = configuration.in_force(tx).catalog
@@ -71,10 +79,17 @@ def _grown(before: Cut | None, told: Report) -> Cut:
     return Cut(upto=upto, rows=known.rows + told.rows if known.rows is not None and told.rows is not None else None)
 
 
+@transition
 def observe(tx: Transaction, dataset: str, before: Cut | None, after: Cut, rows: int | None, owner: str) -> int:
     """Store what a watcher saw in a source and move its cursor; raises `Fenced` when another watcher did it first.
 
     The nudges that are open are answered with this arrival.
+
+    arrival: none → stored
+    run: none → waiting; waiting → same
+    By: the watcher that holds the dataset
+    Fence: the cut that the look began at, and the lease
+    Again: refused, as `Fenced`
     """
     tx.lock("configuration", shared=True)
     tx.lock(f"dataset {dataset}")

@@ -66,10 +66,15 @@ def _readable(text: str) -> str:
 
 @transition
 def claim(tx: Transaction, id: int, worker: str, lease: timedelta) -> Claim | None:
-    """waiting | retrying (due) | running (lease run out) → running, for one worker; None if there is nothing to claim.
+    """One worker gets the run; None if there is nothing to claim.
 
-    The first claim freezes release and cut. A message that comes twice or late finds the run taken and gets None.
-    A run that has lost three workers is not claimed again: it fails.
+    The first claim freezes release and cut. A run that has lost three workers is not claimed again: it fails. One that has become
+    pointless, or that a person wants to stop, is cancelled.
+
+    run: waiting | retrying | running → running | cancelled; running → failed
+    By: a trainer with a free slot
+    Fence: due, or the lease has run out; the token rises by one
+    Again: a message that comes twice or late finds the run taken
     """
     try:
         row = runs.hold(tx, id)
@@ -183,7 +188,13 @@ def _cut(row: Any) -> dict[str, Cut]:
 def beat(
     tx: Transaction, id: int, token: int, lease: timedelta, progress: float | None = None, note: str | None = None
 ) -> str | None:
-    """Keep the lease and tell the progress (0 to 1); returns why a person wants the run to stop, if so. Raises `Fenced`."""
+    """Keep the lease and tell the progress (0 to 1); returns why a person wants the run to stop, if so. Raises `Fenced`.
+
+    run: running → same
+    By: the trainer that holds it
+    Fence: token
+    Again: the lease is counted from the later call
+    """
     values: dict[str, Any] = {"lease_until": tx.now + lease}
     if progress is not None:
         values |= {"progress": progress, "progress_note": note}
@@ -194,7 +205,13 @@ def beat(
 
 @transition
 def finish(tx: Transaction, id: int, token: int, bundle: str, seconds: dict[str, float]) -> None:
-    """running → trained: the bundle counts from here on, and the waiting run may become due. Raises `Fenced`."""
+    """The bundle counts from here on, and the waiting run may become due. Raises `Fenced`.
+
+    run: running → trained
+    By: the trainer that holds it
+    Fence: token
+    Again: refused, as `Fenced`
+    """
     row = owned(tx, id, token)
     _close(tx, id, token, "trained", None, seconds)
     planning.end(tx, row, RunState.TRAINED, None, bundle=bundle, progress=1.0)
@@ -202,9 +219,14 @@ def finish(tx: Transaction, id: int, token: int, bundle: str, seconds: dict[str,
 
 @transition
 def fail(tx: Transaction, id: int, token: int, failure: Failure, seconds: dict[str, float]) -> RunState:
-    """running → retrying with a pause, for what is transient and has attempts left; else → failed. Raises `Fenced`.
+    """What is transient and has attempts left is tried again after a pause; else the run has failed. Raises `Fenced`.
 
     A run that is to stop becomes cancelled instead of being tried again.
+
+    run: running → retrying | failed | cancelled
+    By: the trainer that holds it
+    Fence: token
+    Again: refused, as `Fenced`
     """
     row = owned(tx, id, token)
     error = failure.to_json()
@@ -220,7 +242,13 @@ def fail(tx: Transaction, id: int, token: int, failure: Failure, seconds: dict[s
 
 @transition
 def hand_back(tx: Transaction, id: int, token: int, why: str, seconds: dict[str, float]) -> None:
-    """running → retrying, due at once, without counting as a failure: the worker is asked to leave. Raises `Fenced`."""
+    """Leave the run to others, due at once, without counting as a failure. Raises `Fenced`.
+
+    run: running → retrying | cancelled
+    By: the trainer that holds it, when it is asked to leave
+    Fence: token
+    Again: refused, as `Fenced`
+    """
     row = owned(tx, id, token)
     _close(tx, id, token, "handed_back", {"kind": "handed_back", "message": why}, seconds)
     _hand_over(tx, row, timedelta(0), f"was handed back: {why}")
@@ -228,7 +256,13 @@ def hand_back(tx: Transaction, id: int, token: int, why: str, seconds: dict[str,
 
 @transition
 def cancelled(tx: Transaction, id: int, token: int, seconds: dict[str, float]) -> None:
-    """running → cancelled, by the worker that has stopped the child. Raises `Fenced`."""
+    """The worker has stopped the child. Raises `Fenced`.
+
+    run: running → cancelled
+    By: the trainer that holds it, when it was told to stop
+    Fence: token
+    Again: refused, as `Fenced`
+    """
     row = owned(tx, id, token)
     error = {
         "kind": "cancelled",

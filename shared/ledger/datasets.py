@@ -11,6 +11,7 @@ from shared.cuts import Cut
 from shared.errors import Fenced
 from shared.ledger.session import Transaction
 from shared.ledger.tables import dataset
+from shared.ledger.transitions import transition
 
 
 def known(tx: Transaction, names: tuple[str, ...] | list[str]) -> dict[str, Cut]:
@@ -21,15 +22,30 @@ def known(tx: Transaction, names: tuple[str, ...] | list[str]) -> dict[str, Cut]
     return {row.name: Cut.from_json(row.cut) for row in rows if row.cut is not None}
 
 
+@transition
 def take(tx: Transaction, name: str, owner: str, lease: timedelta) -> bool:
-    """Take or renew the watch over a dataset; False while another watcher holds it."""
+    """Take or renew the watch over a dataset; False while another watcher holds it.
+
+    dataset: free | watched → watched
+    By: a watcher
+    Fence: nobody else's lease, or one that has run out
+    Again: renews the lease
+    """
     ensure(tx, name)
     mine = or_(dataset.c.lease_owner == owner, dataset.c.lease_until.is_(None), dataset.c.lease_until < tx.now)
     values = {"lease_owner": owner, "lease_until": tx.now + lease}
     return bool(tx.execute(update(dataset).where(dataset.c.name == name, mine).values(**values)).rowcount)
 
 
+@transition
 def ensure(tx: Transaction, name: str) -> None:
+    """A row for the dataset, if it has none.
+
+    dataset: none → free
+    By: the watcher; part of others
+    Fence: one row per name
+    Again: changes nothing
+    """
     tx.lock(f"dataset {name}")
     if tx.execute(select(dataset.c.name).where(dataset.c.name == name)).first() is None:
         tx.execute(insert(dataset).values(name=name))
@@ -44,14 +60,28 @@ def move(tx: Transaction, name: str, before: Cut | None, after: Cut, owner: str 
     tx.execute(update(dataset).where(dataset.c.name == name).values(cut=after.to_json()))
 
 
+@transition
 def nudge(tx: Transaction, name: str) -> None:
-    """Ask the watcher to look now."""
+    """Ask the watcher to look now.
+
+    dataset: free | watched → nudged
+    By: part of a report
+    Fence: none; the newest time stays
+    Again: asks once more
+    """
     ensure(tx, name)
     tx.execute(update(dataset).where(dataset.c.name == name).values(nudged_at=tx.now))
 
 
+@transition
 def looked(tx: Transaction, name: str, error: str | None) -> None:
-    """Note that the source was looked at, and what went wrong; the same error again is not written again."""
+    """Note that the source was looked at, and what went wrong.
+
+    dataset: free | watched → looked at
+    By: the watcher
+    Fence: none; it only tells
+    Again: the newer word stays
+    """
     tx.execute(update(dataset).where(dataset.c.name == name).values(looked_at=tx.now, error=error))
 
 

@@ -15,11 +15,13 @@ from shared.errors import Conflict, NotFound
 from shared.ledger import configuration
 from shared.ledger.session import Transaction
 from shared.ledger.tables import counter, delivery, notice
+from shared.ledger.transitions import transition
 from shared.lifecycle import DeliveryState, check
 from shared.notices import NoticeType
 from shared.subscriptions import Subscription
 
 
+@transition
 def tell(
     tx: Transaction,
     kind: NoticeType,
@@ -32,6 +34,12 @@ def tell(
 
     The number comes from a counter row of the same transaction, so that numbers become visible in their order (with a
     sequence a late commit would be passed over by a reader of `after=`).
+
+    notice: none → told
+    delivery: none → pending
+    By: part of others: written with the state that it tells of
+    Fence: the next number of the counter row
+    Again: another notice
     """
     sequence = _next(tx, "notice")
     tx.execute(
@@ -85,10 +93,16 @@ class Sending:
     notice: notices.Notice
 
 
+@transition
 def claim_due(tx: Transaction, lease: timedelta, limit: int, busy: Sequence[str] = ()) -> list[Sending]:
     """Lease up to `limit` due deliveries, none to a subscription in `busy`, so that a hanging consumer holds up no other.
 
-    pending → pending (leased); a lease that ran out is taken again. A delivery to a subscription that was taken out of the configuration ends as failed.
+    A lease that ran out is taken again. A delivery to a subscription that was taken out of the configuration ends as failed.
+
+    delivery: pending → same | failed
+    By: the bridge
+    Fence: due, and nobody's lease
+    Again: takes others
     """
     known = {one.name: one for one in configuration.in_force(tx).catalog.subscriptions}
     rows = tx.execute(
@@ -114,13 +128,27 @@ def claim_due(tx: Transaction, lease: timedelta, limit: int, busy: Sequence[str]
     return claimed
 
 
+@transition
 def delivered(tx: Transaction, id: str, answer: int) -> None:
-    """pending → delivered. A second call changes nothing."""
+    """The consumer has it.
+
+    delivery: pending → delivered
+    By: the bridge that has sent it
+    Fence: state
+    Again: changes nothing
+    """
     _end(tx, id, DeliveryState.DELIVERED, answer, None)
 
 
+@transition
 def undelivered(tx: Transaction, id: str, answer: int | None, error: str, again_in: timedelta | None) -> None:
-    """pending → pending, due later; → failed (kept, replayable) where `again_in` is None. A second call changes nothing."""
+    """Due later; where `again_in` is None, failed for good (kept, replayable).
+
+    delivery: pending → same | failed
+    By: the bridge that has tried it
+    Fence: state
+    Again: counts another try; of one that has ended, changes nothing
+    """
     if again_in is None:
         _end(tx, id, DeliveryState.FAILED, answer, error)
         return
@@ -150,8 +178,15 @@ def _end(tx: Transaction, id: str, state: DeliveryState, answer: int | None, err
     )
 
 
+@transition
 def replay(tx: Transaction, id: str) -> None:
-    """failed → pending, due at once; raises `NotFound` or `Conflict`."""
+    """Send it once more, at once; raises `NotFound` or `Conflict`.
+
+    delivery: failed → pending
+    By: a person, over REST
+    Fence: state
+    Again: refused, as `Conflict`
+    """
     state = find(tx, id).state
     if state != DeliveryState.FAILED:
         raise Conflict(f"delivery {id} is {state}; only a failed one can be replayed")

@@ -10,10 +10,19 @@ from shared.ledger import arrivals, configuration
 from shared.ledger.arrivals import Receipt
 from shared.ledger.session import Transaction
 from shared.ledger.tables import report
+from shared.ledger.transitions import transition
 
 
+@transition
 def receive(tx: Transaction, told: Report, caller: str, key: str) -> Receipt:
-    """As `arrivals.receive`, once for each key of the caller; raises `Refused` for a key that was used for another report."""
+    """As `arrivals.receive`, once for each key of the caller; raises `Refused` for a key that was used for another report.
+
+    arrival: none → stored
+    run: none → waiting; waiting → same
+    By: the API
+    Fence: the caller's name and its key
+    Again: the first answer, and nothing changes
+    """
     source = _source(caller)
     tx.lock("configuration", shared=True)
     tx.lock(f"report {source} {key}")

@@ -8,11 +8,13 @@ from typing import Any
 from sqlalchemy import func, insert, select, update
 
 from shared import policy
+from shared.catalog import Catalog
 from shared.declaration import Declaration
 from shared.errors import Conflict, NotFound
 from shared.ledger import configuration, datasets, deliveries, releases, runs
 from shared.ledger.session import Transaction
 from shared.ledger.tables import arrival, run
+from shared.ledger.transitions import transition
 from shared.lifecycle import RunState, check
 from shared.notices import NoticeType
 from shared.policy import Facts
@@ -57,8 +59,16 @@ def plan_for_dataset(tx: Transaction, dataset: str, reason: str, traceparent: st
     return [id for id in planned if id is not None]
 
 
+@transition
 def adopt(tx: Transaction, model: str, name: str, commit: str, declared: Declaration) -> None:
-    """Put a new valid release in force and plan a run for it, due at once. A second call changes nothing."""
+    """Put a new valid release in force and plan a run for it, due at once.
+
+    release: none → in force
+    run: none → waiting; waiting → same
+    By: the watcher
+    Fence: one release in force and one waiting run per model
+    Again: changes nothing
+    """
     tx.lock("configuration", shared=True)
     tx.lock(
         *(f"dataset {name}" for name in declared.datasets)
@@ -68,8 +78,15 @@ def adopt(tx: Transaction, model: str, name: str, commit: str, declared: Declara
         plan(tx, model, f"new release {name}", asked=True)
 
 
+@transition
 def ask(tx: Transaction, model: str, reason: str) -> int:
-    """A person wants the model retrained now; raises `NotFound` or `Conflict`."""
+    """A person wants the model retrained now; raises `NotFound` or `Conflict`.
+
+    run: none → waiting; waiting → same
+    By: a person, over REST
+    Fence: one waiting run per model
+    Again: joins the run that waits
+    """
     if model not in configuration.in_force(tx).catalog.models:
         raise NotFound(f"there is no model {model!r}; `headrace models` lists those that there are")
     id = plan(tx, model, reason, asked=True)
@@ -101,8 +118,20 @@ def replan(tx: Transaction, model: str) -> None:
     )
 
 
-def replan_all(tx: Transaction) -> None:
-    """After a new configuration; a model that is back in it is trained on what it has missed."""
+@transition
+def put_in_force(tx: Transaction, new: Catalog, actor: str) -> bool:
+    """Put a configuration in force and work out every due time anew; False when it is the one in force already.
+
+    A model that is back in it is trained on what it has missed; the waiting run of one that is no longer in it is cancelled.
+
+    configuration: none → in force
+    run: none → waiting; waiting → same | cancelled
+    By: the operator, on the command line; `make up` when the file changes
+    Fence: the newest configuration's digest
+    Again: changes nothing
+    """
+    if not configuration.put(tx, new, actor):
+        return False
     waiting = tx.execute(select(run.c.model).where(run.c.state == RunState.WAITING)).scalars().all()
     added = configuration.added(tx)
     tx.hold_models(*waiting, *added)
@@ -110,6 +139,7 @@ def replan_all(tx: Transaction) -> None:
         replan(tx, name)
     for name in added:
         plan(tx, name, "the model is in the configuration again")
+    return True
 
 
 def gather(tx: Transaction, waiting: Any, names: tuple[str, ...]) -> Facts:
@@ -156,10 +186,16 @@ def missing(tx: Transaction, names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in names if name not in config.datasets)
 
 
+@transition
 def cancel(tx: Transaction, id: int, reason: str) -> RunState:
-    """waiting | retrying → cancelled; a running run is told to stop and becomes cancelled when its worker has seen to it.
+    """A running run is told to stop, and becomes cancelled when its worker has seen to it.
 
-    A second call changes nothing; raises `NotFound`, or `Conflict` for a run that has ended otherwise.
+    Raises `NotFound`, or `Conflict` for a run that has ended otherwise.
+
+    run: waiting | retrying → cancelled; running → same
+    By: a person, over REST
+    Fence: state
+    Again: changes nothing
     """
     row = runs.hold(tx, id)
     if row.state == RunState.CANCELLED:
@@ -207,8 +243,15 @@ def end(tx: Transaction, row: Any, state: RunState, error: dict[str, Any] | None
     replan(tx, row.model)
 
 
+@transition
 def retry(tx: Transaction, id: int, reason: str) -> int:
-    """Train again after a failed or cancelled run: a new run (or the waiting one), due at once; what the old one covered is covered again."""
+    """Train again after a failed or cancelled run: a new run (or the waiting one), due at once; what the old one covered is covered again.
+
+    run: none → waiting; waiting → same
+    By: a person, over REST
+    Fence: the old run has failed or was cancelled
+    Again: joins the run that waits
+    """
     row = runs.hold(tx, id)
     if row.state not in (RunState.FAILED, RunState.CANCELLED):
         raise Conflict(

@@ -10,6 +10,7 @@ from sqlalchemy import delete, func, insert, select
 
 from shared.ledger.session import Transaction
 from shared.ledger.tables import rejection
+from shared.ledger.transitions import transition
 
 KEPT = 1000
 MAX_EXCERPT = 2000
@@ -29,8 +30,15 @@ class Rejected:
     excerpt: str
 
 
+@transition
 def note(tx: Transaction, told: Rejected) -> None:
-    """Keep it; the same entry again (it was noted, but not acknowledged) takes the place of the first."""
+    """Keep it, and forget what is older than the newest thousand.
+
+    rejection: none → kept; kept → none
+    By: the watcher, from the stream
+    Fence: the entry's id
+    Again: takes the place of the first
+    """
     tx.lock("rejections")
     tx.execute(delete(rejection).where(rejection.c.entry == told.entry))
     values = {

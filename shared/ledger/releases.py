@@ -13,6 +13,7 @@ from shared.errors import NotFound
 from shared.ledger import deliveries
 from shared.ledger.session import Transaction
 from shared.ledger.tables import model, release
+from shared.ledger.transitions import transition
 from shared.notices import NoticeType
 
 
@@ -40,8 +41,15 @@ def adopted(tx: Transaction, model_name: str, name: str, commit: str, declared: 
     return True
 
 
+@transition
 def refused(tx: Transaction, model_name: str, name: str, commit: str, why: str) -> None:
-    """Note an invalid release with its reason, once; the release before it stays in force."""
+    """Note an invalid release with its reason; the release before it stays in force.
+
+    release: none → refused
+    By: the watcher
+    Fence: name, commit and reason
+    Again: changes nothing
+    """
     tx.hold_models(model_name)
     row = seen(tx, model_name)
     if row is not None and (row.name, row.commit, row.refusal) == (name, commit, why):
@@ -64,8 +72,15 @@ def ensure(tx: Transaction, model_name: str) -> None:
         tx.execute(insert(model).values(name=model_name))
 
 
+@transition
 def looked(tx: Transaction, model_name: str, error: str | None) -> None:
-    """Note that the repository was looked at, and what went wrong."""
+    """Note that the repository was looked at, and what went wrong.
+
+    model: known → looked at
+    By: the watcher
+    Fence: none; it only tells
+    Again: the newer word stays
+    """
     ensure(tx, model_name)
     tx.execute(update(model).where(model.c.name == model_name).values(looked_at=tx.now, error=error))
 

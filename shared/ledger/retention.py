@@ -15,6 +15,7 @@ from shared.errors import Conflict, Fenced
 from shared.ledger import versions
 from shared.ledger.session import Transaction
 from shared.ledger.tables import delivery, notice, promotion, report, run, score, tidying, version
+from shared.ledger.transitions import transition
 from shared.lifecycle import DeliveryState, RunState, VersionState
 from shared.retention import Run, Version
 
@@ -48,8 +49,15 @@ def is_due(tx: Transaction, keep: Mapping[str, Any], every: timedelta, again_aft
     return dict(row.keep) != dict(keep) or row.started_at <= tx.now - pause
 
 
+@transition
 def begin(tx: Transaction, owner: str, keep: Mapping[str, Any], lease: timedelta) -> int | None:
-    """Open a turn; None while another janitor has one. A turn whose lease ran out is closed as lost: what it left is taken up."""
+    """Open a turn; None while another janitor has one. A turn whose lease ran out is closed as lost: what it left is taken up.
+
+    tidying: none → begun; begun → ended
+    By: the bridge
+    Fence: no live turn; the number is the last one's plus one
+    Again: None while the turn lives
+    """
     tx.lock("tidying")
     row = last(tx)
     if row is not None and row.ended_at is None:
@@ -62,15 +70,29 @@ def begin(tx: Transaction, owner: str, keep: Mapping[str, Any], lease: timedelta
     return id
 
 
+@transition
 def renew(tx: Transaction, id: int, lease: timedelta) -> None:
-    """Keep the turn; raises `Fenced` when it has passed to another janitor."""
+    """Keep the turn; raises `Fenced` when it has passed to another janitor.
+
+    tidying: begun → begun
+    By: the bridge whose turn it is
+    Fence: the turn's number
+    Again: the lease is counted from the later call
+    """
     mine = (tidying.c.id == id, tidying.c.ended_at.is_(None))
     if not tx.execute(update(tidying).where(*mine).values(lease_until=tx.now + lease)).rowcount:
         raise Fenced(f"the janitor's turn {id} has passed to another bridge")
 
 
+@transition
 def end(tx: Transaction, id: int, taken: Mapping[str, Any], error: str | None) -> None:
-    """Close the turn with what it took. A second call changes nothing."""
+    """Close the turn with what it took.
+
+    tidying: begun → ended
+    By: the bridge whose turn it is
+    Fence: the turn's number
+    Again: changes nothing
+    """
     _close(tx, id, taken, error)
 
 
@@ -111,15 +133,29 @@ def _run(row: Any) -> Run:
     return Run(row.id, row.finished_at, found, row.bundle is not None, bool(row.wanted))
 
 
+@transition
 def take_files(tx: Transaction, runs: Iterable[int]) -> int:
-    """Mark the versions of these runs as tidied; how many were. One that was pinned meanwhile, or that no rule may take, is left."""
+    """Mark the versions of these runs as tidied; how many were. One that was pinned meanwhile, or that no rule may take, is left.
+
+    version: rejected → same
+    By: the bridge whose turn it is
+    Fence: never promoted, not pinned, not tidied
+    Again: takes none
+    """
     free = (version.c.state == VersionState.REJECTED, version.c.pinned_at.is_(None), version.c.tidied_at.is_(None))
     mine = update(version).where(version.c.run_id.in_(list(runs)), *free, ~_PROMOTED)
     return int(tx.execute(mine.values(tidied_at=tx.now)).rowcount)
 
 
+@transition
 def take_bundles(tx: Transaction, runs: Iterable[int]) -> int:
-    """Let these runs' bundles go; how many did. Only where the version's files have gone before, and nobody wants a score."""
+    """Let these runs' bundles go; how many did. Only where the version's files have gone before, and nobody wants a score.
+
+    run: trained → same
+    By: the bridge whose turn it is
+    Fence: the version's files have gone, and no score is wanted
+    Again: takes none
+    """
     gone = exists().where(version.c.run_id == run.c.id, version.c.tidied_at.is_not(None))
     mine = update(run).where(run.c.id.in_(list(runs)), run.c.state == RunState.TRAINED, gone, ~_WANTED)
     return int(tx.execute(mine.where(run.c.bundle.is_not(None)).values(bundle=None, tidied_at=tx.now)).rowcount)
@@ -133,8 +169,15 @@ def unremoved(tx: Transaction, after: int, limit: int) -> list[Any]:
     return list(tx.execute(query.order_by(version.c.id).limit(limit)))
 
 
+@transition
 def removed(tx: Transaction, version_id: int) -> None:
-    """MLflow has let go of it."""
+    """MLflow has let go of it.
+
+    version: rejected → same
+    By: the bridge whose turn it is
+    Fence: none; it only tells
+    Again: the later time stays
+    """
     tx.execute(update(version).where(version.c.id == version_id).values(removed_at=tx.now))
 
 
@@ -178,8 +221,16 @@ def old_notices(tx: Transaction, before: datetime, after: int, limit: int) -> tu
     return [row.sequence for row in rows if row.at <= before and not row.open], rows[-1].sequence if more else None
 
 
+@transition
 def forget_notices(tx: Transaction, sequences: Iterable[int]) -> int:
-    """Delete these notices with their deliveries; how many notices went. One with a delivery that was replayed meanwhile stays."""
+    """Delete these notices with their deliveries; how many notices went. One with a delivery that was replayed meanwhile stays.
+
+    delivery: delivered | failed → none
+    notice: told → none
+    By: the bridge whose turn it is
+    Fence: no delivery of it is pending
+    Again: forgets none
+    """
     wanted = list(sequences)
     tx.execute(delete(delivery).where(delivery.c.sequence.in_(wanted), delivery.c.state != DeliveryState.PENDING))
     left = exists().where(delivery.c.sequence == notice.c.sequence)
@@ -197,15 +248,30 @@ def count_reports(tx: Transaction, before: datetime) -> int:
     return int(tx.execute(select(func.count()).select_from(report).where(*old)).scalar_one())
 
 
+@transition
 def forget_reports(tx: Transaction, ids: Iterable[int]) -> int:
+    """Forget these reports; how many went.
+
+    report: kept → none
+    By: the bridge whose turn it is
+    Fence: none; the rows are named
+    Again: forgets none
+    """
     return int(tx.execute(delete(report).where(report.c.id.in_(list(ids)))).rowcount)
 
 
 # Pins: a consumer's word that it relies on a version.
 
 
+@transition
 def pin(tx: Transaction, model: str, number: int, actor: str, reason: str) -> Any:
-    """Keep the version's files until it is unpinned; pinned again, the newer word counts. Raises `NotFound`, or `Conflict` for one that is tidied away."""
+    """Keep the version's files until it is unpinned. Raises `NotFound`, or `Conflict` for one that is tidied away.
+
+    version: any → same
+    By: a person, over REST
+    Fence: its files are not tidied away
+    Again: the newer word counts
+    """
     row = versions.find(tx, model, number)
     untouched = (version.c.id == row.id, version.c.tidied_at.is_(None))
     values = {"pinned_at": tx.now, "pinned_by": actor, "pin_reason": reason}
@@ -214,8 +280,15 @@ def pin(tx: Transaction, model: str, number: int, actor: str, reason: str) -> An
     return versions.find(tx, model, number)
 
 
+@transition
 def unpin(tx: Transaction, model: str, number: int) -> Any:
-    """Let the rules decide on the version again; one that is not pinned stays as it is. Raises `NotFound`."""
+    """Let the rules decide on the version again. Raises `NotFound`.
+
+    version: any → same
+    By: a person, over REST
+    Fence: none
+    Again: changes nothing
+    """
     row = versions.find(tx, model, number)
     nothing = {"pinned_at": None, "pinned_by": None, "pin_reason": None}
     tx.execute(update(version).where(version.c.id == row.id).values(**nothing))

@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, and_, func, or_, select, update
 from shared.errors import NotFound
 from shared.ledger.session import Transaction
 from shared.ledger.tables import OPEN, run
+from shared.ledger.transitions import transition
 from shared.lifecycle import RunState
 
 BUSY = (RunState.RUNNING, RunState.RETRYING)
@@ -59,7 +60,15 @@ def unrung(tx: Transaction, classes: Sequence[str], limit: int = 100) -> list[An
     return list(tx.execute(query.order_by(run.c.due_at).limit(limit)))
 
 
+@transition
 def rung(tx: Transaction, ids: Sequence[int]) -> None:
+    """Their bells have been rung.
+
+    run: waiting | retrying → same
+    By: the watcher, after it has rung
+    Fence: none; the newest time stays
+    Again: rung once more
+    """
     tx.execute(update(run).where(run.c.id.in_(ids)).values(rung_at=tx.now))
 
 

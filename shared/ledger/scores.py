@@ -9,10 +9,18 @@ from sqlalchemy import and_, insert, or_, select, update
 
 from shared.ledger.session import Transaction
 from shared.ledger.tables import score
+from shared.ledger.transitions import transition
 
 
+@transition
 def want(tx: Transaction, run_id: int, holdout: str, rows: dict[str, Any], compute_class: str) -> None:
-    """Ask for a score that nobody has made yet; a second call changes nothing."""
+    """Ask for a score that nobody has made yet.
+
+    score: none → wanted
+    By: the bridge
+    Fence: one per run and holdout
+    Again: changes nothing
+    """
     tx.lock(f"scores of {run_id}")
     if find(tx, run_id, holdout) is None:
         tx.execute(
@@ -20,6 +28,7 @@ def want(tx: Transaction, run_id: int, holdout: str, rows: dict[str, Any], compu
         )
 
 
+@transition
 def store(
     tx: Transaction,
     run_id: int,
@@ -29,14 +38,27 @@ def store(
     metrics: dict[str, float] | None,
     error: str | None,
 ) -> None:
-    """Keep a score, or why there is none; the first one that has metrics stays."""
+    """Keep a score, or why there is none.
+
+    score: none | wanted | leased → scored
+    By: a trainer
+    Fence: the first that has metrics stays
+    Again: changes nothing
+    """
     want(tx, run_id, holdout, rows, compute_class)
     mine = and_(score.c.run_id == run_id, score.c.holdout == holdout, score.c.metrics.is_(None))
     tx.execute(update(score).where(mine).values(metrics=metrics, error=error, scored_at=tx.now, lease_until=None))
 
 
+@transition
 def claim(tx: Transaction, run_id: int, holdout: str, lease: timedelta) -> Any:
-    """Lease a wanted score; None if it is made or being made. After three tries it is stored as impossible."""
+    """Lease a wanted score; None if it is made or being made. After three tries it is stored as impossible.
+
+    score: wanted | leased → leased; wanted | leased → scored
+    By: a trainer with a free slot
+    Fence: nobody's lease
+    Again: None while the lease lives
+    """
     tx.lock(f"scores of {run_id}")
     row = find(tx, run_id, holdout)
     if row is None or row.scored_at is not None or (row.lease_until is not None and row.lease_until > tx.now):
@@ -51,14 +73,28 @@ def claim(tx: Transaction, run_id: int, holdout: str, lease: timedelta) -> Any:
     return row
 
 
+@transition
 def beat(tx: Transaction, run_id: int, holdout: str, lease: timedelta) -> None:
-    """Keep the lease of a score in the making."""
+    """Keep the lease of a score in the making.
+
+    score: leased → leased
+    By: the trainer that makes it
+    Fence: not scored yet
+    Again: the lease is counted from the later call
+    """
     mine = and_(score.c.run_id == run_id, score.c.holdout == holdout, score.c.scored_at.is_(None))
     tx.execute(update(score).where(mine).values(lease_until=tx.now + lease))
 
 
+@transition
 def release(tx: Transaction, run_id: int, holdout: str, again_in: timedelta) -> None:
-    """Give a claimed score back without counting a try: something was away, or the worker leaves."""
+    """Give a claimed score back without counting a try: something was away, or the worker leaves.
+
+    score: leased → wanted
+    By: the trainer that makes it
+    Fence: not scored yet
+    Again: gives back another try
+    """
     mine = and_(score.c.run_id == run_id, score.c.holdout == holdout, score.c.scored_at.is_(None), score.c.tries > 0)
     tx.execute(update(score).where(mine).values(lease_until=tx.now + again_in, tries=score.c.tries - 1))
 

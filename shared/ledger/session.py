@@ -259,7 +259,7 @@ def migrate(url: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(url)
     try:
-        with ledger.write() as tx:
+        with ledger.write() as tx, tx.doing("session.migrate"):
             tx.lock("schema")
             config = _alembic()
             config.attributes["connection"] = tx.connection

@@ -12,6 +12,7 @@ from sqlalchemy import delete, insert, select
 from shared.errors import Refused
 from shared.ledger.session import Transaction
 from shared.ledger.tables import token
+from shared.ledger.transitions import transition
 
 SHORTEST = 32  # characters of a token that somebody else made up: a hash of less could be guessed
 
@@ -22,15 +23,29 @@ class Scope(StrEnum):
     OPERATE = "operate"  # retrain, cancel, promote, roll back
 
 
+@transition
 def create(tx: Transaction, name: str, scopes: tuple[Scope, ...]) -> str:
-    """A new token, told once; an older one of that name no longer counts."""
+    """A new token, told once; an older one of that name no longer counts.
+
+    token: none | valid → valid
+    By: the operator, on the command line
+    Fence: name
+    Again: the newer one counts
+    """
     secret = "hr_" + secrets.token_urlsafe(32)
     register(tx, name, scopes, secret)
     return secret
 
 
+@transition
 def register(tx: Transaction, name: str, scopes: tuple[Scope, ...], secret: str) -> None:
-    """Let this token count from now on, and no older one of that name; again it changes nothing. Raises `Refused` for one too short."""
+    """Let this token count from now on, and no older one of that name. Raises `Refused` for one too short.
+
+    token: none | valid → valid
+    By: the operator, on the command line
+    Fence: name
+    Again: changes nothing
+    """
     if not scopes:
         raise Refused("a token needs at least one scope: submit, read or operate")
     if len(secret) < SHORTEST:
@@ -44,7 +59,15 @@ def register(tx: Transaction, name: str, scopes: tuple[Scope, ...], secret: str)
     )
 
 
+@transition
 def revoke(tx: Transaction, name: str) -> bool:
+    """The token of this name no longer counts; False if there is none.
+
+    token: valid → none
+    By: the operator, on the command line
+    Fence: name
+    Again: False
+    """
     return bool(tx.execute(delete(token).where(token.c.name == name)).rowcount)
 
 

@@ -12,6 +12,7 @@ from shared.gates import Decision, Verdict
 from shared.ledger import deliveries, scores
 from shared.ledger.session import Transaction
 from shared.ledger.tables import promotion, release, run, verdict, version
+from shared.ledger.transitions import transition
 from shared.lifecycle import RunState, VersionState, check
 from shared.notices import NoticeType
 
@@ -40,8 +41,15 @@ def with_intent(tx: Transaction) -> list[str]:
     return list(tx.execute(select(promotion.c.model).where(promotion.c.served_at.is_(None))).scalars())
 
 
+@transition
 def begin_registration(tx: Transaction, run_id: int, lease: timedelta) -> int | None:
-    """Take the registration of a trained run for a while; the fencing token, or None if another bridge has it or it is done."""
+    """Take the registration of a trained run for a while; the fencing token, or None if another bridge has it or it is done.
+
+    run: trained → same
+    By: the bridge
+    Fence: no version yet, nobody's lease; the number of registrations rises by one
+    Again: None while the lease lives
+    """
     free = or_(run.c.registration_lease.is_(None), run.c.registration_lease < tx.now)
     if of_run(tx, run_id) is not None:
         return None
@@ -58,22 +66,44 @@ def check_registration(tx: Transaction, run_id: int, token: int) -> None:
         raise Fenced(f"the registration of run {run_id} has passed to another bridge")
 
 
+@transition
 def keep_registration(tx: Transaction, run_id: int, token: int, lease: timedelta) -> None:
-    """Renew the lease of the newest registration; raises `Fenced`."""
+    """Renew the lease of the newest registration; raises `Fenced`.
+
+    run: trained → same
+    By: the bridge that registers it
+    Fence: the number of registrations
+    Again: the lease is counted from the later call
+    """
     check_registration(tx, run_id, token)
     tx.execute(update(run).where(run.c.id == run_id).values(registration_lease=tx.now + lease))
 
 
+@transition
 def registration_failed(tx: Transaction, run_id: int, token: int, error: str, again_in: timedelta) -> None:
-    """Note why; it is tried again by whoever looks next after the pause (I10). Changes nothing if another bridge has it, or has done it."""
+    """Note why; it is tried again by whoever looks next after the pause (I10). Changes nothing if another bridge has it, or has done it.
+
+    run: trained → same
+    By: the bridge that registers it
+    Fence: the number of registrations, and no version yet
+    Again: the newer reason stays
+    """
     if of_run(tx, run_id) is not None:
         return
     mine = (run.c.id == run_id, run.c.registrations == token)
     tx.execute(update(run).where(*mine).values(registration_error=error, registration_lease=tx.now + again_in))
 
 
+@transition
 def registered(tx: Transaction, run_id: int, number: int, digest: str, mlflow_run: str, mlflow_model: str) -> None:
-    """Record the version of a run as a candidate, once: a second call changes nothing."""
+    """Record the version of a run as a candidate, once.
+
+    version: none → candidate
+    run: trained → same
+    By: the bridge that registers it
+    Fence: one per run
+    Again: changes nothing
+    """
     tx.lock(f"registration {run_id}")
     if of_run(tx, run_id) is not None:
         return
@@ -87,11 +117,18 @@ def registered(tx: Transaction, run_id: int, number: int, digest: str, mlflow_ru
     tx.execute(update(run).where(run.c.id == run_id).values(registration_error=None, registration_lease=None))
 
 
+@transition
 def decide(tx: Transaction, row: Any, champion: Any, judged: Verdict, holdout: str | None, *, automatic: bool) -> None:
-    """candidate → rejected | awaiting, or the intent to promote, in one transaction with the verdict and its notice.
+    """Store the verdict with its consequence: the version is put aside with a notice, or the intent to promote it.
 
     Compare-and-set: raises `Conflict` if another champion serves than the verdict names, or another promotion is under way;
     the verdict is then void and is made again.
+
+    version: candidate → rejected | awaiting | same
+    promotion: none → intended
+    By: the bridge
+    Fence: the champion that the verdict names; no promotion under way
+    Again: refused, as `Conflict`
     """
     row, serving = find_to_judge(tx, row.run_id), _champion_id(tx, row.model)
     check(VersionState(row.state), VersionState.REJECTED)
@@ -116,8 +153,15 @@ def decide(tx: Transaction, row: Any, champion: Any, judged: Verdict, holdout: s
     _tell(tx, kind, row, list(judged.reasons), champion=champion.number if champion is not None else None)
 
 
+@transition
 def promote(tx: Transaction, model: str, number: int, actor: str, reason: str) -> None:
-    """A named person promotes an awaiting version: the intent; the alias follows. Raises `NotFound`, `Conflict`."""
+    """A named person promotes an awaiting version: the intent; the alias follows. Raises `NotFound`, `Conflict`.
+
+    promotion: none → intended
+    By: a person, over REST
+    Fence: the version awaits; no promotion under way
+    Again: refused, as `Conflict`
+    """
     tx.hold_models(model)
     row = find(tx, model, number)
     _refuse_tidied(row)
@@ -129,11 +173,16 @@ def promote(tx: Transaction, model: str, number: int, actor: str, reason: str) -
     _intend(tx, row, _champion_id(tx, model), "promoted", actor, reason)
 
 
+@transition
 def roll_back(tx: Transaction, model: str, number: int | None, actor: str, reason: str) -> int:
     """Make a version champion again that has served before: the one that the present champion replaced, or the one named.
 
-    Repeated without a name it goes further back, never forward again. Raises `NotFound`, or `Conflict` when there is no such version,
-    it serves already, or another change is under way.
+    Raises `NotFound`, or `Conflict` when there is no such version, it serves already, or another change is under way.
+
+    promotion: none → intended
+    By: a person, over REST
+    Fence: it has served before; no promotion under way
+    Again: without a name it goes further back, never forward again
     """
     tx.hold_models(model)
     _refuse_overlap(tx, model)
@@ -200,8 +249,15 @@ def has_intent(tx: Transaction, model: str) -> bool:
     return _intent(tx, model) is not None
 
 
+@transition
 def claim_intent(tx: Transaction, model: str, lease: timedelta) -> Any:
-    """The version that is to become champion, leased to one mover of the alias; None if there is none or another moves it."""
+    """The version that is to become champion, leased to one mover of the alias; None if there is none or another moves it.
+
+    promotion: intended → intended
+    By: the bridge
+    Fence: nobody's lease
+    Again: None while the lease lives
+    """
     free = or_(promotion.c.lease_until.is_(None), promotion.c.lease_until < tx.now)
     mine = (
         update(promotion)
@@ -212,8 +268,16 @@ def claim_intent(tx: Transaction, model: str, lease: timedelta) -> Any:
     return tx.execute(select(version).where(version.c.id == version_id)).first() if version_id is not None else None
 
 
+@transition
 def served(tx: Transaction, row: Any) -> None:
-    """The alias has followed: the version is champion from here on, and everyone is told. A second call changes nothing."""
+    """The alias has followed: the version is champion from here on, and everyone is told.
+
+    version: candidate | awaiting → promoted; promoted → same
+    promotion: intended → served
+    By: the bridge, after the alias
+    Fence: the intent
+    Again: changes nothing
+    """
     tx.hold_models(row.model)
     found = _intent(tx, row.model)
     if found is None or found.version_id != row.id:

@@ -9,20 +9,37 @@ from sqlalchemy import ColumnElement, and_, delete, func, insert, or_, select, u
 
 from shared.ledger.session import Transaction
 from shared.ledger.tables import OPEN, run, worker
+from shared.ledger.transitions import transition
 from shared.lifecycle import RunState
 
 FORGOTTEN = timedelta(hours=1)
 HEARD_WITHIN = timedelta(seconds=2)  # else a free slot looks for itself
 
 
+@transition
 def seen(tx: Transaction, name: str, compute_class: str, slots: int, busy: int) -> None:
+    """A trainer tells that it is there; those that have been silent for an hour are forgotten.
+
+    worker: none | seen → seen; seen → none
+    By: the trainer itself
+    Fence: name
+    Again: the newer word stays
+    """
     values = {"compute_class": compute_class, "slots": slots, "busy": busy, "seen_at": tx.now}
     if not tx.execute(update(worker).where(worker.c.name == name).values(**values)).rowcount:
         tx.execute(insert(worker).values(name=name, **values))
     tx.execute(delete(worker).where(worker.c.seen_at < tx.now - FORGOTTEN))
 
 
+@transition
 def left(tx: Transaction, name: str) -> None:
+    """A trainer goes.
+
+    worker: seen → none
+    By: the trainer itself
+    Fence: name
+    Again: changes nothing
+    """
     tx.execute(delete(worker).where(worker.c.name == name))
 
 

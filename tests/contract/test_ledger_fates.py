@@ -288,9 +288,9 @@ def test_an_arrival_that_came_after_the_run_was_cancelled_was_not_in_it(ledger: 
     grow(ledger)
     cancel(ledger, 1)
     clock.forward(seconds=1)
-    with ledger.write() as tx:
-        tx.execute(update(model).values(release_id=None))  # no release, no run: nothing is planned for it
+    with ledger.engine.begin() as by_hand:
+        by_hand.execute(update(model).values(release_id=None))  # no release, no run: nothing is planned for it
     arrival = grow(ledger)
-    with ledger.write() as tx:
-        tx.execute(update(model).values(release_id=1))
+    with ledger.engine.begin() as by_hand:
+        by_hand.execute(update(model).values(release_id=1))
     assert told(ledger, arrival)[:2] == ("waits", None)

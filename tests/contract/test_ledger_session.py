@@ -230,8 +230,8 @@ def test_a_database_that_is_locked_cannot_be_migrated_and_says_so(
 )
 def test_a_program_refuses_a_ledger_of_another_schema_and_says_what_to_do(file: Ledger, spoil: str, found: str) -> None:
     check_schema(file)
-    with file.write() as tx:
-        tx.connection.exec_driver_sql(spoil)
+    with file.engine.begin() as by_hand:
+        by_hand.exec_driver_sql(spoil)
     with pytest.raises(ConfigurationError, match=f"has schema {found}, .* run `python -m stack migrate`"):
         check_schema(file)
 
