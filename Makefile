@@ -43,6 +43,10 @@ token: $(READY)  ## make a token for the REST interface: NAME=storefront SCOPES=
 tidy: $(READY)  ## take away now what `keep` no longer keeps; DRY=1 only says what would go
 	@exec $(BIN)/python -m stack tidy --state '$(STATE)' $(if $(DRY),--dry-run)
 
+.PHONY: audit
+audit: $(READY)  ## is everything as promised on STATE? reads only, at any time; DEEP=1 reads every stored file
+	@exec $(BIN)/python -m stack audit --state '$(STATE)' $(if $(DEEP),--deep)
+
 .PHONY: env
 env:  ## write .env with random passwords, for `docker compose up`
 	@sh deploy/env.sh

@@ -17,7 +17,7 @@ from tempfile import mkstemp
 from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
-from shared.errors import ConfigurationError, HeadraceError, NotFound, Permanent, Refused
+from shared.errors import ConfigurationError, HeadraceError, NotFound, Permanent, Refused, Unavailable
 from shared.locks import locked
 from shared.manifest import File, Manifest, hash_file
 
@@ -65,8 +65,11 @@ class Blobs(Protocol):
     def leftovers(self, older_than: timedelta) -> int: ...
 
 
-def make_blobs(url: str) -> Blobs:
-    """The store at `url`: `file:///DIRECTORY` or `s3://BUCKET/PREFIX`."""
+def make_blobs(url: str, *, reads_only: bool = False) -> Blobs:
+    """The store at `url`: `file:///DIRECTORY` or `s3://BUCKET/PREFIX`.
+
+    `reads_only` is for whoever puts nothing: no directory is made, and a missing one is `Unavailable`.
+    """
     parts = urlsplit(url)
     if parts.scheme == "s3":
         from shared.blobs_s3 import S3Blobs  # boto3 costs a good part of a second, and most need none
@@ -77,7 +80,10 @@ def make_blobs(url: str) -> Blobs:
         raise ConfigurationError(
             f"blobs_url {url!r} names no blob store; write file:///directory or s3://bucket/prefix"
         )
-    return DiskBlobs(Path(unquote(parts.path)))
+    root = Path(unquote(parts.path))
+    if reads_only and not root.is_dir():
+        raise Unavailable(f"there is no directory {root} for the blob store")
+    return DiskBlobs(root, reads_only=reads_only)
 
 
 def store_tree(blobs: Blobs, root: Path, manifest: Manifest) -> None:
@@ -122,9 +128,11 @@ def _side_by_side(do: Callable[[File], None], manifest: Manifest) -> None:
 class DiskBlobs:
     """Blobs as files `ab/cd/abcd…` under `root`; what is not whole yet lies in `root/tmp` and counts for nothing."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, reads_only: bool = False) -> None:
         self._root = root
         self._tmp = root / "tmp"
+        if reads_only:
+            return
         self._tmp.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.leftovers(_LEFT_OVER)
 

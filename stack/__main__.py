@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
             f"no stack has been started on {args.state}: run `make up` there first, or name it with STATE=…",
             file=sys.stderr,
         )
-        return 1
+        return int(args.without_ledger)
     module, function = args.run
     return int(getattr(importlib.import_module(module), function)(args) or 0)
 
@@ -36,7 +36,7 @@ def _settings_found(state: Path) -> bool:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m stack", description=__doc__)
-    parser.set_defaults(on_a_ledger=False)
+    parser.set_defaults(on_a_ledger=False, without_ledger=1)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     up = commands.add_parser("up", help="start the embedded stack and stay until Ctrl-C")
@@ -55,6 +55,20 @@ def _parser() -> argparse.ArgumentParser:
     tidy.add_argument("--dry-run", action="store_true", help="only say what would be taken, and why the rest stays")
     _add_state(tidy)
     tidy.set_defaults(run=("stack.tidy", "main"), on_a_ledger=True)
+
+    audit = commands.add_parser(
+        "audit",
+        help="hold ledger, MLflow, blob store and Redis against what is promised; reads only, at any time",
+        description="Exit code: 0 all is as it must be; 1 something is not; 2 something could not be looked at.",
+    )
+    audit.add_argument("--json", action="store_true", help="everything, for a program")
+    audit.add_argument("--quiet", action="store_true", help="say nothing when all is as it must be (for cron)")
+    audit.add_argument("--deep", action="store_true", help="read every stored file and compare it with its digest")
+    audit.add_argument(
+        "--pause", type=float, default=3.0, help="seconds before the second look at what seems wrong (default: 3)"
+    )
+    _add_state(audit)
+    audit.set_defaults(run=("stack.audit", "main"), on_a_ledger=True, without_ledger=2)
 
     prepare = commands.add_parser(
         "prepare", help="what a deployment does before its processes start: migrate, the operator's token, apply"
