@@ -22,6 +22,7 @@ from shared.notices import EVERYTHING
 from shared.subscriptions import Subscription, name_subscriptions
 from shared.toml import MAX_BYTES, KeyPath, TomlError, read_toml
 from shared.values import (
+    Between,
     Bytes,
     Duration,
     EnvName,
@@ -35,7 +36,7 @@ from shared.values import (
 )
 
 __all__ = [
-    "Catalog", "ComputeClass", "Dataset", "Holdout", "Keep", "Model", "Policy", "Reported", "Rest", "Source", "Sql", "StackOptions", "Stream",
+    "Catalog", "ComputeClass", "Dataset", "Holdout", "Keep", "Limits", "Model", "Policy", "Reported", "Rest", "Source", "Sql", "StackOptions", "Stream",
     "Subscription",
     "check_declaration", "digest", "example", "load", "parse", "variables",
 ]  # fmt: skip
@@ -92,6 +93,28 @@ class Policy(Strict):
     )
 
 
+class Limits(Strict):
+    """What one training, or one scoring, of the model may take, with all the processes that it starts. What takes more is stopped and fails, and is not tried again."""
+
+    memory: Annotated[Size, AfterValidator(Between(64 * 1000**2, 1000**5))] | None = Field(
+        None,
+        description="Memory; nine tenths of the machine's, or of the container's, without it.",
+        examples=[Bytes(8 * 1000**3)],
+    )
+    processes: int = Field(4000, ge=10, le=100_000, description="Processes and threads at a time.")
+    open_files: int = Field(4096, ge=64, le=1_000_000, description="Open files of each process.")
+    disk: Annotated[Size, AfterValidator(Between(1000**2, 1000**5))] = Field(
+        Bytes(50 * 1000**3),
+        description="What it leaves on the disk in its scratch directory.",
+        examples=[Bytes(50 * 1000**3)],
+    )
+    log: Annotated[Size, AfterValidator(Between(10_000, 1000**3))] = Field(
+        Bytes(50 * 1000**2),
+        description="Its output: of more, the first nine tenths and the last one are kept, and the training goes on.",
+        examples=[Bytes(50 * 1000**2)],
+    )
+
+
 class Model(Strict):
     """A thing to train: a repository and how the operator wants it handled."""
 
@@ -117,6 +140,7 @@ class Model(Strict):
     time_limit: Annotated[Duration, AfterValidator(Within(_SECOND, 30 * _DAY))] = Field(
         _DAY, description="A training may last so long at most.", examples=["24h"]
     )
+    limits: Limits = Field(Limits(), description="What one training may take.")
     attempts: int = Field(3, ge=1, le=10, description="Tries per run when a machine or a server fails.")
     gates: dict[MetricName, Gate] = Field(
         default={},

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from shared.catalog import Catalog
 from shared.declaration import Tool
 from shared.explain import alternatives, describe, describe_field, toml_value
-from shared.values import Within
+from shared.values import Between, Within
 
 _INTRODUCTION = """\
 # Configuration
@@ -99,7 +99,7 @@ def _limits(field: FieldInfo) -> Iterator[str]:
         if type(rule) in _LIMITS:
             words, attribute = _LIMITS[type(rule)]
             yield f"{words} {toml_value(getattr(rule, attribute))}"
-        elif isinstance(rule, AfterValidator) and isinstance(rule.func, Within):
+        elif isinstance(rule, AfterValidator) and isinstance(rule.func, Within | Between):
             yield str(rule.func)
         elif isinstance(rule, FieldInfo):
             yield from _limits(rule)

@@ -1,8 +1,8 @@
 """What a process is told about its surroundings: one file or the environment, read here and nowhere else.
 
 A file named by HEADRACE_SETTINGS (JSON, mode 0600) holds the settings; a variable HEADRACE_<NAME> overrides one.
-Secrets do not stay where a child of the same user could read them: `load()` blanks the values of what it has read in the C environment, so that
-/proc/PID/environ no longer shows them (the same is done for AWS's, which boto3 reads, and for a variable that `resolve` hands out).
+Secrets do not stay where a child of the same user could read them: `hide` blanks in the C environment what looks like one, so that
+/proc/PID/environ no longer shows it (Python's own copy stays, which boto3 reads too), and closes this process's memory to others of its user.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import json
 import os
 import re
 import socket
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shared.errors import ConfigurationError
 
 FILE = "HEADRACE_SETTINGS"
-_SECRET = re.compile(r"_URL$|_SECRET|_PASSWORD|_TOKEN|_KEY", re.IGNORECASE)
-_AWS_SECRETS = (
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
-)  # boto3 reads them itself
+_SECRET = re.compile(r"_URL$|_URI$|_DSN$|_SECRET|_PASSWORD|_TOKEN|_KEY|_CREDENTIAL|_AUTH", re.IGNORECASE)
+_HOLDS_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
+_PR_SET_DUMPABLE = 4
 
 
 class Settings(BaseModel):
@@ -59,6 +57,16 @@ class Settings(BaseModel):
     )
     compute_class: str = Field(default="standard", description="the compute class that this trainer serves")
     slots: int = Field(default=1, ge=1, description="runs that this trainer takes at once")
+    child_uids: str | None = Field(
+        default=None,
+        pattern=r"^[1-9][0-9]{3,9}(-[1-9][0-9]{3,9})?$",
+        description="user ids such as 200000-200031 that nobody else has: a trainer that runs as root gives each model's code one of them",
+    )
+    api_requests_per_s: float = Field(
+        default=100.0,
+        ge=0,
+        description="requests a second that one token may make, in bursts of ten times that; 0: any",
+    )
     process: str = Field(default="headrace", description="the name of this process in logs and leases")
 
     @property
@@ -99,9 +107,16 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
             f"heartbeat_s = {settings.heartbeat_s} is too long for lease_s = {settings.lease_s}: at most a third of it"
         )
     if environ is os.environ:
-        _hide(name for name in os.environ if name.startswith("HEADRACE_") and _SECRET.search(name))
-        _hide(_AWS_SECRETS)
+        hide()
     return settings
+
+
+def hide(also: Iterable[str] = ()) -> None:
+    """Blank what looks like a secret, by its name or for a password in it, and `also`, for readers of /proc; a child gets what it is handed."""
+    _hide([name for name, value in os.environ.items() if _SECRET.search(name) or _HOLDS_PASSWORD.search(value)])
+    _hide(also)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def resolve(reference: str) -> str:
@@ -113,6 +128,7 @@ def resolve(reference: str) -> str:
         raise ConfigurationError(
             f"the variable {name} is not set: start this process with it (the configuration says {reference!r})"
         )
+    _hide([name])
     return value
 
 
@@ -124,7 +140,7 @@ def variable(name: str) -> str | None:
     return value
 
 
-def _hide(names: Any) -> None:
+def _hide(names: Iterable[str]) -> None:
     """Overwrite values where the C library keeps them; `os.environ`, Python's own copy, still knows them."""
     getenv = ctypes.CDLL(None).getenv
     getenv.restype = ctypes.c_void_p

@@ -95,6 +95,22 @@ def format_size(value: int) -> str:
     return f"{value // _SIZES[unit]}{unit}"
 
 
+@dataclass(frozen=True)
+class Between:
+    """The limits of a size in bytes, both included."""
+
+    least: int
+    most: int
+
+    def __call__(self, value: Bytes) -> Bytes:
+        if not self.least <= value <= self.most:
+            raise ValueError(f"must be {self}")
+        return value
+
+    def __str__(self) -> str:
+        return f'from "{format_size(self.least)}" to "{format_size(self.most)}"'
+
+
 def parse_share(value: object) -> Decimal:
     """`"10%"` to `Decimal("0.1")`: above 0 and at most one half. Raises `ValueError`."""
     if isinstance(value, Decimal):

@@ -20,7 +20,7 @@ from shared.catalog import Catalog
 from shared.errors import HeadraceError
 from shared.ledger import tokens
 from shared.ledger.session import Ledger, migrate
-from shared.settings import Settings
+from shared.settings import Settings, hide
 from stack import endpoints
 from stack.endpoints import Endpoints
 from stack.follow import Follower
@@ -76,6 +76,7 @@ class Stack:
         endpoints.remove(self.state.root)  # of a stack that was killed
         self._write_template()
         found = catalog.load(self.config)
+        hide(catalog.variables(found))
         self._ports = self.state.ports(
             {name: getattr(found.stack, f"{name}_port") for name in ("api", "mlflow", "flower", "redis")}
         )

@@ -14,6 +14,7 @@ from celery.signals import worker_init, worker_shutdown, worker_shutting_down
 from services.trainer import tasks
 from services.trainer.attempt import Trainer
 from services.trainer.checkout import Workshop
+from services.trainer.child import HARNESS
 from services.trainer.claims import LedgerClaims, LedgerScores, LedgerWork
 from services.trainer.evaluate import Evaluator
 from services.trainer.failures import Stopped
@@ -53,6 +54,7 @@ def _make_work(settings: Settings, ledger: Ledger, leaving: threading.Event, bel
     home, lease = settings.state_dir / "trainer", timedelta(seconds=settings.lease_s)
     blobs, logs = make_blobs(settings.blobs_url), make_logs(settings.logs_url)
     workshop = Workshop(settings)
+    workshop.users.verify(HARNESS, home / "scratch" / "first-try")
     evaluator = Evaluator(workshop, blobs, logs, home)
     claims, scores = LedgerClaims(ledger, settings.worker, lease), LedgerScores(ledger, lease)
     trainer = Trainer(claims, workshop, evaluator, blobs, logs, home, settings.heartbeat_s, leaving)

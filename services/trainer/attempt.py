@@ -128,9 +128,9 @@ class Trainer:
         sources, model = claim.datasets, claim.model
         job = jobs.training_job(claim.run, claim.release, model, sources, claim.cut, holdout, prepared, scratch)
         env = child.environment(model.pass_env, claim.run, prepared, scratch)
-        work = child.Work(job, scratch, self._log_name(claim), _time_limit(claim), env)
+        work = child.Work(job, scratch, self._log_name(claim), _time_limit(claim), env, model.limits)
         with steps.step("train"):
-            result = child.run(work, prepared, self.logs, heart)
+            result = child.run(work, prepared, self.workshop.users, self.logs, heart)
         steps.seconds |= {f"train.{name}": seconds for name, seconds in result.seconds.items()}
         return prepared, result.metrics if job["evaluate"] is not None else None
 

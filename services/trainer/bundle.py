@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import stat
 from pathlib import Path
 
 from services.trainer import metrics
@@ -22,7 +23,7 @@ def complete(output: Path, prepared: Prepared, log: bytes) -> None:
 
     Raises `AttemptFailed` for a link, through which we would write elsewhere, and for a pipe, at which we would wait.
     """
-    if any(path.is_symlink() or not (path.is_file() or path.is_dir()) for path in (output, *output.rglob("*"))):
+    if any(_is_odd(path) for path in (output, *output.rglob("*"))):
         message = "invalid_bundle: job.output holds a link, a pipe or a device; a bundle holds plain files only"
         raise AttemptFailed("bad_output", message, "write files")
     for ours in ("source", "code", "requirements.txt", "log.txt"):
@@ -32,6 +33,12 @@ def complete(output: Path, prepared: Prepared, log: bytes) -> None:
     shutil.copyfile(LOADER, output / "code" / "headrace_loader.py")
     (output / "requirements.txt").write_text(prepared.requirements)
     (output / "log.txt").write_bytes(log)
+
+
+def _is_odd(path: Path) -> bool:
+    """A link, also a hard one (to a file that only we may read), a pipe, a device."""
+    status = path.lstat()
+    return not stat.S_ISDIR(status.st_mode) and not (stat.S_ISREG(status.st_mode) and status.st_nlink == 1)
 
 
 def _clear(path: Path) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from headrace.environment import EnvironmentFailed, EnvironmentRefused, Environments, Locked, Recipe
@@ -13,6 +14,7 @@ from uv import find_uv_bin
 
 from services.trainer.disk import Disk
 from services.trainer.failures import AttemptFailed
+from services.trainer.users import Users
 from shared.errors import NotFound, Refused, Transient
 from shared.git import Mirror
 from shared.ledger.releases import Release
@@ -29,6 +31,8 @@ class Prepared:
     checkout: Path
     python: Path
     requirements: str
+    check: Callable[[], None] = lambda: None
+    """Raises `AttemptFailed` if somebody has written into the environment since it was built."""
 
 
 class Workshop:
@@ -42,6 +46,11 @@ class Workshop:
         self._known: dict[tuple[str, str], tuple[Locked, Prepared]] = {}
         self._lock = threading.Lock()
         self._disk.checkouts.mkdir(parents=True, exist_ok=True)
+        self.users = Users(settings.child_uids, settings.state_dir / "trainer" / "users")
+        disk = self._disk
+        self.users.open_way(
+            settings.state_dir, disk.home, disk.environments, disk.checkouts, disk.bundles, disk.scratch
+        )
 
     @contextmanager
     def prepared(self, repository: str, release: Release, say: Say) -> Iterator[Prepared]:
@@ -53,14 +62,15 @@ class Workshop:
             if known is not None:
                 locked, there = known
                 uses.enter_context(self._disk.using(self._disk.environments / locked.digest))
-                if there.python.exists() and there.checkout.exists():
+                if self._environments.is_finished(there.python.parent.parent) and there.checkout.exists():
                     yield there
                     return
             checkout = self._checkout(repository, release, say)
             with self._disk.using(self._disk.uv_cache):
                 locked = self._lock_requirements(checkout)
                 uses.enter_context(self._disk.using(self._disk.environments / locked.digest))
-                found = Prepared(checkout, self._build(locked, say), locked.text)
+                place = self._build(locked, say)
+                found = Prepared(checkout, place / "bin" / "python", locked.text, partial(self._check, place))
             with self._lock:
                 self._known[key] = (locked, found)
             yield found
@@ -76,7 +86,14 @@ class Workshop:
             raise AttemptFailed("repository", error.message, transient=True) from error
         except (Refused, NotFound) as error:
             raise AttemptFailed("repository", error.message, "mend the repository and tag a new release") from error
+        self.users.open_tree(into)
         return into
+
+    def _check(self, environment: Path) -> None:
+        """Who runs as another user cannot have written there."""
+        if not self.users.others:
+            with _explained():
+                self._environments.check(environment)
 
     def _lock_requirements(self, checkout: Path) -> Locked:
         with _explained():
@@ -84,7 +101,7 @@ class Workshop:
 
     def _build(self, locked: Locked, say: Say) -> Path:
         with _explained():
-            return self._environments.build(locked, on_progress=say) / "bin" / "python"
+            return self._environments.build(locked, on_progress=say)
 
 
 @contextmanager

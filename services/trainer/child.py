@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import headrace
-from headrace.warden import Ending, Warded
+from headrace.warden import Confined, Ending, Warded
 
 from services.trainer import metrics
 from services.trainer.checkout import Prepared
 from services.trainer.failures import AttemptFailed
 from services.trainer.heart import Heart
+from services.trainer.limits import Watched
+from services.trainer.users import Users
 from shared import settings
 from shared.blobs import open_plain
+from shared.catalog import Limits
 from shared.errors import ConfigurationError, Refused
 from shared.logs import Logs, Pump
 
@@ -26,6 +30,7 @@ HARNESS = Path(headrace.__file__).with_name("harness.py")
 LOADER = Path(headrace.__file__).with_name("loader.py")
 GRACE_S = 5.0
 SLICE_S = 0.1
+SPARE_TASKS = 50
 
 
 @dataclass(frozen=True)
@@ -45,21 +50,32 @@ class Work:
     log_name: str
     time_limit: timedelta
     env: Mapping[str, str]
+    limits: Limits
 
 
-def run(work: Work, prepared: Prepared, logs: Logs, heart: Heart) -> Result:
-    """Run the harness to its end. Raises `AttemptFailed` with the reason, or `Stopped` after the child's tree is gone."""
-    work.scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+def run(work: Work, prepared: Prepared, users: Users, logs: Logs, heart: Heart) -> Result:
+    """Run the harness to its end, within its limits and as a user that `users` lends. Raises `AttemptFailed` with the reason, or `Stopped`
+    after the child's tree is gone."""
+    work.scratch.mkdir(parents=True, exist_ok=True)
+    work.scratch.chmod(0o700)
     job = work.scratch / "job.json"
     job.write_text(json.dumps(work.job))
     written = work.scratch / "output.log"
     written.touch(mode=0o600)
-    with Pump(logs, work.log_name, written):
-        child = Warded.start(
-            [str(prepared.python), "-I", str(HARNESS), str(job)], log=written, env=work.env, cwd=work.scratch
-        )
-        ending = _watch(child, work, heart)
+    argv = [str(prepared.python), "-I", "-B", str(HARNESS), str(job)]
+    with users.one() as uid, Pump(logs, work.log_name, written, max_bytes=work.limits.log):
+        if uid is not None:
+            users.hand_over(work.scratch, uid)
+        confined = _confined(work.limits, uid)
+        child = Warded.start(argv, log=written, env=work.env, cwd=work.scratch, confined=confined)
+        ending = _watch(child, work, heart, prepared)
     return _read_result(work.scratch / "result.json", ending)
+
+
+def _confined(limits: Limits, uid: int | None) -> Confined:
+    """The kernel counts processes by user, so its own limit of them is for a user who has nothing else; it lies above ours, which has a name."""
+    tasks = limits.processes + SPARE_TASKS if uid is not None else None
+    return Confined(limits.open_files, limits.disk, tasks, uid)
 
 
 def environment(names: tuple[str, ...], run: int, prepared: Prepared, scratch: Path) -> dict[str, str]:
@@ -81,6 +97,7 @@ def environment(names: tuple[str, ...], run: int, prepared: Prepared, scratch: P
         "TMPDIR": str(home),
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",  # nothing of the shared checkout and environment is written by who runs it
         "HEADRACE_RUN_ID": str(run),
         **passed,
     }
@@ -97,14 +114,16 @@ def source_url(reference: str, pass_env: tuple[str, ...]) -> tuple[str | None, s
         raise AttemptFailed("configuration", error.message) from error
 
 
-def _watch(child: Warded, work: Work, heart: Heart) -> Ending:
-    """Wait for the end; on a stop or past the time limit the whole tree goes first."""
+def _watch(child: Warded, work: Work, heart: Heart, prepared: Prepared) -> Ending:
+    """Wait for the end; on a stop or past a limit the whole tree goes first."""
     deadline = time.monotonic() + work.time_limit.total_seconds()
-    events = Events(work.scratch / "events.jsonl")
+    events, watched = Events(work.scratch / "events.jsonl"), Watched(child.warden, work.limits, work.scratch)
     try:
+        prepared.check()  # beside the child's own start, which takes longer
         while (ending := child.wait(SLICE_S)) is None:
             heart.progress = events.progress() or heart.progress
             heart.check()
+            watched.check()
             if time.monotonic() > deadline:
                 limit = work.time_limit.total_seconds()
                 raise AttemptFailed(
@@ -182,6 +201,10 @@ def _result(said: dict[str, Any]) -> Result:
 
 
 def _ended_without_result(ending: Ending) -> AttemptFailed:
+    if ending.signal == signal.SIGXFSZ:
+        return AttemptFailed(
+            "disk_limit", "it wrote a file larger than its limit", "raise limits.disk of the model in headrace.toml"
+        )
     if ending.signal is not None:
         advice = "SIGKILL mostly means that the machine ran out of memory" if ending.signal == 9 else ""
         return AttemptFailed("killed", f"the training process was {ending}", advice, transient=True)

@@ -67,8 +67,11 @@ class Evaluator:
                     subject.run, subject.release, model, sources, holdout, prepared, scratch, files / "model"
                 )
                 env = child.environment(model.pass_env, subject.run, prepared, scratch)
-                work = child.Work(job, scratch, f"runs/{subject.run}/score-for-{by}", model.time_limit, env)
-                return Scores(child.run(work, prepared, self.logs, heart).metrics)
+                self.workshop.users.open_tree(files)
+                work = child.Work(
+                    job, scratch, f"runs/{subject.run}/score-for-{by}", model.time_limit, env, model.limits
+                )
+                return Scores(child.run(work, prepared, self.workshop.users, self.logs, heart).metrics)
         except AttemptFailed as error:
             return None if error.failure.transient else Scores(None, f"{error.failure.kind}: {error.message}"[:2000])
         except KeyError as error:

@@ -362,6 +362,36 @@ def test_changing_a_file_of_one_environment_changes_no_other(environments: Envir
     assert next(second.rglob("six.py")).read_bytes() == original
 
 
+@pytest.mark.parametrize("act", ["append", "add"])
+def test_an_environment_that_was_written_into_is_found_out_and_built_anew(
+    environments: Environments, tmp_path: Path, act: str
+) -> None:
+    """By code that runs as our own user, whom the modes of files do not hold back."""
+    locked = environments.lock(Recipe(checkout(tmp_path, requirements_txt=SIX)))
+    environment = environments.build(locked)
+    environments.check(environment)
+    module = next(environment.rglob("six.py"))
+    original, status = module.read_bytes(), module.stat()
+    if act == "append":
+        module.chmod(0o600)
+        module.write_bytes(original[:-8] + b"evil = 1")
+        module.chmod(0o444)
+        os.utime(module, ns=(status.st_atime_ns, status.st_mtime_ns))
+    else:
+        module.parent.chmod(0o700)
+        (module.parent / "evil.pth").write_text("import evil\n")
+        module.parent.chmod(0o555)
+    with pytest.raises(EnvironmentFailed, match="built anew") as failed:
+        environments.check(environment)
+    assert failed.value.transient
+    assert not environments.is_finished(environment)
+    again = environments.build(locked)
+    assert again == environment
+    assert next(again.rglob("six.py")).read_bytes() == original
+    assert not list(again.rglob("evil.pth"))
+    environments.check(again)
+
+
 def test_an_environment_whose_python_is_gone_is_built_anew(environments: Environments, tmp_path: Path) -> None:
     locked = environments.lock(Recipe(checkout(tmp_path, requirements_txt=SIX)))
     environment = environments.build(locked)

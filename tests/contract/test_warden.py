@@ -132,7 +132,7 @@ def test_a_daemon_that_holds_stdout_does_not_delay_the_end_and_does_not_outlive_
 def test_kill_takes_the_whole_tree(log: Path, mark: str) -> None:
     warded = python(DAEMONS + "time.sleep(300)", log, mark)
     eventually(lambda: "all up" in log.read_text())
-    assert len(carriers(mark)) == 5  # warden, child, three daemons
+    assert len(carriers(mark)) == 4  # child, three daemons; the warden has forgotten what it handed on
     assert warded.kill() == Ending(None, 9)
     assert carriers(mark) == set()
 
@@ -205,7 +205,7 @@ time.sleep(300)
 """
     process = subprocess.Popen([sys.executable, "-c", owner], env=dict(os.environ))
     eventually(lambda: log.exists() and "all up" in log.read_text(), 30)
-    assert len(carriers(mark)) >= 5
+    assert len(carriers(mark)) >= 4
     process.kill()
     process.wait()
     killed = time.monotonic()

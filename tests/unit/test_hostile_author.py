@@ -6,10 +6,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 from headrace.warden import Ending
@@ -19,52 +16,8 @@ from services.trainer.checkout import Prepared
 from services.trainer.failures import AttemptFailed
 from services.trainer.heart import Heart
 from shared.errors import Refused, Unavailable
-from shared.logs import DiskLogs
 from shared.manifest import MAX_BYTES, read_tree
-
-PATIENCE_S = 20.0
-T = TypeVar("T")
-
-
-def within(work: Callable[[], T]) -> T:
-    """What the work returns or raises, in a thread of its own: one that hangs fails the test and not the whole run."""
-    answers: list[T] = []
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            answers.append(work())
-        except Exception as error:  # noqa: BLE001 - raised again below
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(PATIENCE_S)
-    assert not thread.is_alive(), "it hangs"
-    if errors:
-        raise errors[0]
-    return answers[0]
-
-
-def train(place: Path, body: str) -> child.Result:
-    """The author's `train` in a child of its own, on no data."""
-    (place / "src").mkdir()
-    lines = "\n".join(f"    {line}" for line in body.splitlines())
-    (place / "src" / "hostile.py").write_text(f"import json, os, sys\ndef train(job):\n{lines}\n")
-    scratch = place / "scratch"
-    (scratch / "output").mkdir(parents=True)
-    job = {
-        "action": "train", "run": "1", "model": "m", "source_roots": [str(place / "src")], "train": "hostile:train", "evaluate": None,
-        "predict": "builtins:id", "load": None, "loader": str(child.LOADER), "output": str(scratch / "output"), "scratch": str(scratch),
-        "datasets": {}, "parameters": {},
-    }  # fmt: skip
-    prepared = Prepared(place / "src", Path(sys.executable), "")
-    work = child.Work(
-        job, scratch, "runs/1/1", timedelta(seconds=PATIENCE_S), child.environment((), 1, prepared, scratch)
-    )
-    with Heart(lambda _progress, _note: None, 60.0, threading.Event()) as heart:
-        return within(lambda: child.run(work, prepared, DiskLogs(place / "logs"), heart))
-
+from tests.children import PATIENCE_S, train, within
 
 EVENTS = {
     "a FIFO": "os.unlink(events)\nos.mkfifo(events)",
@@ -113,6 +66,15 @@ def test_a_pipe_in_the_output_is_refused(tmp_path: Path, name: str) -> None:
     os.mkfifo(output / name)
     with pytest.raises(AttemptFailed, match="plain files only"):
         within(lambda: bundle.complete(output, Prepared(tmp_path / "checkout", Path(sys.executable), ""), b""))
+
+
+def test_a_hard_link_in_the_output_is_refused(tmp_path: Path) -> None:
+    """It could lead to a file that the worker may read and the author's code may not."""
+    (tmp_path / "secret").write_text("the ledger's password")
+    (tmp_path / "output" / "model").mkdir(parents=True)
+    os.link(tmp_path / "secret", tmp_path / "output" / "model" / "weights")
+    with pytest.raises(AttemptFailed, match="plain files only"):
+        bundle.complete(tmp_path / "output", Prepared(tmp_path / "checkout", Path(sys.executable), ""), b"")
 
 
 def test_the_platforms_own_files_take_the_place_of_the_authors(tmp_path: Path) -> None:

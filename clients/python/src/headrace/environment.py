@@ -62,6 +62,7 @@ class Environments:
         self._root = root
         self._installer = Installer(uv, cache)
         self._probes: dict[str, tuple[str, tuple[int, ...], str]] = {}
+        self._seals: dict[Path, str] = {}
 
     def lock(self, recipe: Recipe) -> Locked:
         """Decide every version. The same files give the same answer ever after: a resolution is kept."""
@@ -90,11 +91,32 @@ class Environments:
         Concurrent callers share one build. What `on_progress` raises stops the build and goes through.
         """
         place = self._root / locked.digest
-        if not _is_finished(place):
+        if not self.is_finished(place):
             with self._alone(place, on_progress):
-                if not _is_finished(place):
+                if not self.is_finished(place):
                     self._build_alone(locked, place, on_progress or (lambda note: None))
         return place
+
+    def is_finished(self, environment: Path) -> bool:
+        """Whether it is there and whole; its Python may have been uninstalled since, and `check` may have taken it away."""
+        return (environment / _MARK).is_file() and (environment / "bin" / "python").exists()
+
+    def check(self, environment: Path) -> None:
+        """Compare every file's times and size with those of when it was built; what was written into since is taken away, and built anew
+        at the next `build`. Raises `EnvironmentFailed` then. For children that run as our own user, whom no mode of a file holds back.
+        """
+        seal = self._seal(environment.name)
+        known = self._seals.setdefault(environment, seal.read_text() if seal.exists() else _stamp(environment))
+        if known == _stamp(environment):
+            return
+        with self._alone(environment):
+            if environment.exists() and known != _stamp(environment):
+                os.chmod(environment, 0o700)
+                environment.rename(self._root / f".draft-{environment.name}-{secrets.token_hex(4)}")
+        self._seals.pop(environment, None)
+        raise EnvironmentFailed(
+            "somebody wrote into the environment after it was built; it is built anew", transient=True
+        )
 
     def prune_cache(self) -> None:
         """Let uv take out of its cache what no longer serves; nobody may install meanwhile (uv#15704)."""
@@ -120,6 +142,8 @@ class Environments:
         try:
             self._fill(draft, locked, progress)
             _make_read_only(draft)
+            self._seal(place.name).write_text(_stamp(draft))
+            self._seals.pop(place, None)
             draft.rename(place)
         except BaseException:
             _remove(draft)
@@ -144,6 +168,9 @@ class Environments:
         (draft / _MARK).write_text(
             json.dumps({"digest": locked.digest, "python": locked.python, "seconds": seconds}) + "\n"
         )
+
+    def _seal(self, digest: str) -> Path:
+        return self._root / "locks" / f"{digest}.seal"
 
     def _compile(self, draft: Path, python: Path, progress: Progress) -> None:
         """Without the tests that packages carry: with them it takes three times as long."""
@@ -235,18 +262,27 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def _is_finished(place: Path) -> bool:
-    """The rename made it appear whole; its Python may have been uninstalled since."""
-    return (place / _MARK).is_file() and (place / "bin" / "python").exists()
-
-
 def _make_read_only(tree: Path) -> None:
+    """For everybody: who runs a model may be another user; who may come here at all is up to the directories above."""
     for folder, _, files in os.walk(tree, topdown=False):
         for name in files:
             path = os.path.join(folder, name)
             if not os.path.islink(path):
-                os.chmod(path, stat.S_IMODE(os.stat(path).st_mode) & ~0o222)
-        os.chmod(folder, stat.S_IMODE(os.stat(folder).st_mode) & ~0o222)
+                os.chmod(path, 0o555 if os.stat(path).st_mode & stat.S_IXUSR else 0o444)
+        os.chmod(folder, 0o555)
+
+
+def _stamp(tree: Path) -> str:
+    """A digest of the names, sizes, modes and times of all that is in a tree; the time of the last change can be set by nobody."""
+    found = []
+    for folder, folders, files in os.walk(tree):
+        for name in (*folders, *files):
+            path = os.path.join(folder, name)
+            status = os.lstat(path)
+            found.append(
+                (path[len(str(tree)) :], status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            )
+    return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()
 
 
 def _remove(tree: Path) -> None:

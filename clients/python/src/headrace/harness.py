@@ -21,13 +21,14 @@ scratch/events.jsonl, a line each, as it happens
 
 scratch/result.json, at the end, whole or not at all
     {"ok": true, "metrics": {…}|null, "seconds": {phase: s}}                                               exit code 0
-    {"ok": false, "kind": "author_error"|"invalid_metric"|"bad_output", "message", "traceback"}            exit code 1
+    {"ok": false, "kind": "author_error"|"invalid_metric"|"bad_output"|"disk_limit", "message", "traceback"}            exit code 1
 
 A trained model is saved, loaded back, and it is the loaded one that is evaluated: what is judged is what ships.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
@@ -67,6 +68,9 @@ class Harness:
             return _failed(
                 "author_error", f"the code called sys.exit({error.code!r}); return from the function instead", error
             )
+        except OSError as error:
+            kind = "disk_limit" if error.errno == errno.EFBIG else "author_error"
+            return _failed(kind, _describe(error), error)
         except Exception as error:  # noqa: BLE001 - the edge: whatever the author's code raises becomes the result
             return _failed("author_error", _describe(error), error)
         return {"ok": True, "metrics": metrics, "seconds": self._seconds}

@@ -37,6 +37,21 @@ class Ending:
         return "lost with its warden" if self.code is None else f"exit code {self.code}"
 
 
+@dataclass(frozen=True)
+class Confined:
+    """What a child may do at most; `user` is the one that it becomes, which takes an owner who is root. `tasks`: processes and threads of that user."""
+
+    open_files: int
+    file_bytes: int
+    tasks: int | None = None
+    user: int | None = None
+
+    def options(self) -> list[str]:
+        limits = f"nofile={self.open_files},fsize={self.file_bytes}"
+        limits += f",nproc={self.tasks}" if self.tasks is not None else ""
+        return ["--limits", limits, *(["--user", str(self.user)] if self.user is not None else [])]
+
+
 class Warded:
     """A child under a warden. Every method may be called from any thread, and again after the end.
 
@@ -62,6 +77,7 @@ class Warded:
         env: Mapping[str, str],
         cwd: Path | None = None,
         python: str | Path = sys.executable,
+        confined: Confined | None = None,
     ) -> Warded:
         """Start `argv` with exactly the variables `env`; its output is appended to `log`.
 
@@ -69,6 +85,7 @@ class Warded:
         and says why in the log.
         """
         where = ["--cwd", str(cwd)] if cwd is not None else []
+        where += confined.options() if confined is not None else []
         command = [str(python), "-I", "-S", "-E", str(_WARDEN), "--log", str(log), *where, "--", *map(str, argv)]
         with log.open("ab") as output:  # where the warden's own trouble would be told
             pipe = subprocess.PIPE
@@ -83,6 +100,11 @@ class Warded:
     def pid(self) -> int:
         """The child's process id, also the id of its session and group."""
         return self._pid
+
+    @property
+    def warden(self) -> int:
+        """The process id of the warden, from which all that the child starts descends."""
+        return self._process.pid
 
     @property
     def log(self) -> Path:

@@ -1,6 +1,6 @@
 """The warden: a small process that owns a child's whole tree and outlives its owner just long enough to kill it.
 
-Started by path, standard library only:  python -I -S -E warden.py --log FILE [--cwd DIR] -- ARGV…
+Started by path, standard library only:  python -I -S -E warden.py --log FILE [--cwd DIR] [--user UID] [--limits NAME=N,…] -- ARGV…
 
 stdin    the owner's commands, a line each: `term` (SIGTERM to the child's group), `kill` (kill the tree now).
          The end of stdin means that the owner died: kill the tree now.
@@ -9,6 +9,11 @@ stdout   `started PID`, then, when the child has ended and nothing that it start
 SIGTERM  to the warden: `term`, and `kill` 5 s later.
 
 The child has its own session, the warden's environment, stdin from /dev/null, stdout and stderr appended to FILE: nobody has to drain a pipe.
+What it was given to hand on, the warden forgets: /proc/PID/environ of it shows no value but the run's number.
+
+--limits  confines the child: `nofile`, `fsize` (bytes) and `nproc` are limits of the kernel's; it leaves no core, gains no rights by what it executes,
+          has none of root's capabilities even as root, and is the first to go when the machine's memory is out.
+--user    makes it that user, in a group of the same number and no other.
 On Linux the warden is a subreaper, so that a descendant that called setsid, twice even, is found and killed; elsewhere the child's group is.
 
 `Warded`, the owner's end, and `Ending` are in `headrace.warded`; they can be imported from here too.
@@ -25,10 +30,12 @@ import time
 
 _GRACE_S = 5.0  # between the SIGTERM that reached the warden and the end of the tree
 _SWEEP_S = 10.0  # a process in uninterruptible sleep must not keep the ending from the owner for longer
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 4, 24, 36, 38
+_CAPABILITIES = 64  # more than there are
 _LINUX = sys.platform == "linux"
 
 if __name__ != "__main__":
+    from headrace.warded import Confined as Confined
     from headrace.warded import Ending as Ending
     from headrace.warded import Warded as Warded
 
@@ -38,11 +45,9 @@ def main(arguments: list[str]) -> None:
     if os.getpgid(0) != os.getpid():
         os.setsid()
     if _LINUX:
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     wake = _wake_on_signals()
-    child = _start(argv, options["--log"], options.get("--cwd"))
+    child = _start(argv, options)
     _say("started %d" % child)
     status = _watch(child, wake)
     swept = _sweep(child)
@@ -55,9 +60,29 @@ def _parse(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     split = arguments.index("--") if "--" in arguments else len(arguments)
     options = dict(zip(arguments[:split:2], arguments[1:split:2]))  # noqa: B905 (Python 3.9)
     argv = arguments[split + 1 :]
-    if not argv or "--log" not in options or not set(options) <= {"--log", "--cwd"}:
-        raise SystemExit("usage: warden.py --log FILE [--cwd DIR] -- ARGV…")
+    if not argv or "--log" not in options or not set(options) <= {"--log", "--cwd", "--user", "--limits"}:
+        raise SystemExit("usage: warden.py --log FILE [--cwd DIR] [--user UID] [--limits NAME=N,…] -- ARGV…")
     return options, argv
+
+
+def _prctl(option: int, value: int) -> None:
+    import ctypes
+
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def _forget_environment() -> None:
+    """Overwrite the values where /proc/PID/environ shows them."""
+    import ctypes
+
+    environ = ctypes.POINTER(ctypes.c_void_p).in_dll(ctypes.CDLL(None), "environ")
+    index = 0
+    while environ[index]:
+        entry = ctypes.string_at(environ[index])
+        name = entry.partition(b"=")[0]
+        if name != b"HEADRACE_RUN_ID":
+            ctypes.memset(environ[index] + len(name) + 1, ord("x"), len(entry) - len(name) - 1)
+        index += 1
 
 
 def _wake_on_signals() -> int:
@@ -73,34 +98,61 @@ def _wake_on_signals() -> int:
     return wake
 
 
-def _start(argv: list[str], log: str, cwd: str | None) -> int:
+def _start(argv: list[str], options: dict[str, str]) -> int:
     """Fork and exec; returns once the child has its own session and runs `argv` (or has failed to)."""
     executed, executing = os.pipe()  # closes itself on exec: after its end, `term` finds the group
     child = os.fork()
     if child == 0:
         try:
-            _become(argv, log, cwd)
-        except OSError as error:
+            _become(argv, options)
+        except (OSError, ValueError) as error:
             os.write(2, ("cannot start %s: %s\n" % (argv[0], error)).encode(errors="replace"))
         finally:
             os._exit(127)
+    if _LINUX:
+        _forget_environment()
+        _prctl(_PR_SET_DUMPABLE, 0)  # nor may a child of the same user look into our memory
     os.close(executing)
     os.read(executed, 1)
     os.close(executed)
     return child
 
 
-def _become(argv: list[str], log: str, cwd: str | None) -> None:
+def _become(argv: list[str], options: dict[str, str]) -> None:
     os.setsid()
     for number in (_signal.SIGINT, _signal.SIGHUP, _signal.SIGPIPE):  # ignored ones would stay ignored across exec
         _signal.signal(number, _signal.SIG_DFL)
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    output = os.open(options["--log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    if cwd is not None:
-        os.chdir(cwd)
+    if "--limits" in options:
+        _confine(options["--limits"])
+    if "--user" in options:
+        user = int(options["--user"])
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
+    if "--cwd" in options:
+        os.chdir(options["--cwd"])
     os.execvp(argv[0], argv)
+
+
+def _confine(limits: str) -> None:
+    import resource
+
+    wanted = dict(part.split("=") for part in limits.split(",") if part)
+    for name, value in {"core": "0", **wanted}.items():
+        which = getattr(resource, "RLIMIT_" + name.upper())
+        most = resource.getrlimit(which)[1]
+        bound = int(value) if most == resource.RLIM_INFINITY else min(int(value), most)
+        resource.setrlimit(which, (bound, bound))
+    if _LINUX:
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        for capability in range(_CAPABILITIES if os.geteuid() == 0 else 0):
+            _prctl(_PR_CAPBSET_DROP, capability)
+        with open("/proc/self/oom_score_adj", "w") as stream:
+            stream.write("1000")
 
 
 def _watch(child: int, wake: int) -> int | None:

@@ -1,0 +1,68 @@
+"""An author's code in a child of its own, as a worker runs it: under a warden, within its limits, watched."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+from services.trainer import child
+from services.trainer.checkout import Prepared
+from services.trainer.heart import Heart
+from services.trainer.users import Users
+from shared.catalog import Limits
+from shared.logs import DiskLogs
+
+PATIENCE_S = 20.0
+T = TypeVar("T")
+
+
+def within(work: Callable[[], T]) -> T:
+    """What the work returns or raises, in a thread of its own: one that hangs fails the test and not the whole run."""
+    answers: list[T] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            answers.append(work())
+        except Exception as error:  # noqa: BLE001 - raised again below
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive(), "it hangs"
+    if errors:
+        raise errors[0]
+    return answers[0]
+
+
+def train(
+    place: Path,
+    body: str,
+    *,
+    limits: Limits | None = None,
+    users: Users | None = None,
+    python: str = sys.executable,
+    env: Mapping[str, str] | None = None,
+) -> child.Result:
+    """The author's `train`, whose body this is, on no data."""
+    (place / "src").mkdir()
+    lines = "\n".join(f"    {line}" for line in body.splitlines())
+    (place / "src" / "hostile.py").write_text(f"import json, os, sys\ndef train(job):\n{lines}\n")
+    scratch = place / "scratch"
+    (scratch / "output").mkdir(parents=True)
+    job = {
+        "action": "train", "run": "1", "model": "m", "source_roots": [str(place / "src")], "train": "hostile:train", "evaluate": None,
+        "predict": "builtins:id", "load": None, "loader": str(child.LOADER), "output": str(scratch / "output"), "scratch": str(scratch),
+        "datasets": {}, "parameters": {},
+    }  # fmt: skip
+    prepared = Prepared(place / "src", Path(python), "")
+    variables = {**child.environment((), 1, prepared, scratch), **(env or {})}
+    work = child.Work(job, scratch, "runs/1/1", timedelta(seconds=PATIENCE_S), variables, limits or Limits())
+    lent = users or Users(None, place / "users")
+    with Heart(lambda _progress, _note: None, 60.0, threading.Event()) as heart:
+        return within(lambda: child.run(work, prepared, lent, DiskLogs(place / "logs"), heart))
