@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Iterator
 from typing import Self
 
 
@@ -35,15 +36,25 @@ class HalfOpen:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._target))
+                try:
+                    server = socket.create_connection(("127.0.0.1", self._target))
+                except OSError:  # the server is away, and so are we
+                    client.close()
+                    continue
                 self._open += [client, server]
                 for source, target in ((client, server), (server, client)):
                     threading.Thread(target=self._carry, args=(source, target, source is server), daemon=True).start()
 
     def _carry(self, source: socket.socket, target: socket.socket, answers: bool) -> None:
-        with contextlib.suppress(OSError):
-            while piece := source.recv(65536):
+        with contextlib.suppress(OSError, ValueError):
+            for piece in self._pieces(source, answers):
                 if not (answers and source in self._deaf):
                     target.sendall(piece)
-        with contextlib.suppress(OSError):
-            target.shutdown(socket.SHUT_RDWR)
+        for one in (target, source):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        source.close()
+
+    def _pieces(self, source: socket.socket, answers: bool) -> Iterator[bytes]:
+        while piece := source.recv(65536):
+            yield piece

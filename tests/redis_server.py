@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,7 @@ class Valkey:
     def command(self, *words: str) -> bytes:
         """What the server answers to one command, as it stands in the protocol (at most 64 KiB)."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
-            connection.sendall(_encode(words))
+            connection.sendall(encode(words))
             return connection.recv(65536)
 
     def _end(self, number: signal.Signals) -> None:
@@ -70,7 +71,7 @@ def _start(directory: Path, port: int) -> subprocess.Popen[bytes]:
     while time.monotonic() < deadline and process.poll() is None:
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
-                connection.sendall(_encode(["PING"]))
+                connection.sendall(encode(["PING"]))
                 if connection.recv(64).startswith(b"+PONG"):
                     return process
         except OSError:
@@ -80,7 +81,7 @@ def _start(directory: Path, port: int) -> subprocess.Popen[bytes]:
     raise RuntimeError("valkey did not come up:\n" + (directory / "valkey.log").read_text(errors="replace")[-2000:])
 
 
-def _encode(words: list[str] | tuple[str, ...]) -> bytes:
-    return b"".join(
-        [b"*%d\r\n" % len(words), *(b"$%d\r\n%s\r\n" % (len(word.encode()), word.encode()) for word in words)]
-    )
+def encode(words: Sequence[str | bytes]) -> bytes:
+    """One command as the protocol has it."""
+    plain = [word.encode() if isinstance(word, str) else word for word in words]
+    return b"".join([b"*%d\r\n" % len(plain), *(b"$%d\r\n%s\r\n" % (len(word), word) for word in plain)])

@@ -149,6 +149,12 @@ class Product:
         os.kill(before, signal.SIGKILL)
         self.wait(f"{process} to be started again", lambda: self.pid(process) != before)
 
+    def restart(self, process: str) -> None:
+        """SIGTERM, as a rolling restart sends it, and wait until the supervisor has another one up."""
+        before = self.pid(process)
+        os.kill(before, signal.SIGTERM)
+        self.wait(f"{process} to be started again", lambda: self.pid(process) != before)
+
     def redis(self, command: str) -> bytes:
         """One command to the broker, as redis-cli would send it."""
         import socket

@@ -11,7 +11,7 @@ import urllib.request
 
 import pytest
 
-from tests.system.product import Product
+from tests.system.product import Model, Product
 
 
 def registered_in_mlflow(product: Product, model: str) -> int:
@@ -86,6 +86,38 @@ def test_the_flow_goes_on_after_the_death_of(product: Product, process: str) -> 
     model.wait_for_champion(1)
     assert len(model.versions()) == 1
     product.wait("the consumer to be told once", lambda: len(product.hook.of(model.name, "version.promoted")) == 1)
+
+
+@pytest.mark.parametrize("stack", ["servers"], indirect=True)
+def test_a_rolling_restart_of_every_service_under_load_loses_and_doubles_nothing(product: Product) -> None:
+    busy, others = product.add_model("rolling"), [product.add_model(f"beside-{n}") for n in range(3)]
+    busy.hold()
+    busy.insert()
+    run = busy.wait_for_state("running")
+    for process in ("trainer-standard", "watcher", "bridge", "api", "valkey", "mlflow"):
+        for model in others:
+            model.insert()
+        product.restart(process)
+    busy.go()
+    for model in (busy, *others):
+        comes_to_rest_with_each_run_registered_and_told_once(model)
+    outcomes = [attempt["outcome"] for attempt in product.get(f"/v1/runs/{run['id']}")["attempts"]]
+    assert set(outcomes[:-1]) == {"handed_back"}
+    assert outcomes[-1] == "trained"
+    assert len(product.hook.ids) == len(set(product.hook.ids))
+
+
+def comes_to_rest_with_each_run_registered_and_told_once(model: Model) -> None:
+    def serves_the_last() -> bool:
+        states = {run["state"] for run in model.runs()}
+        return states == {"trained"} and (model.get()["champion"] or {}).get("version") == len(model.runs())
+
+    product, hook = model.product, model.product.hook
+    product.wait(f"every run of {model.name} to be trained and the last to serve", serves_the_last)
+    assert len(model.versions()) == len(model.runs()) == registered_in_mlflow(product, model.name)
+    promoted = [version["version"] for version in model.versions() if version["state"] == "promoted"]
+    product.wait("its consumer to be told", lambda: len(hook.of(model.name, "version.promoted")) >= len(promoted))
+    assert sorted(one["data"]["version"] for one in hook.of(model.name, "version.promoted")) == sorted(promoted)
 
 
 def test_a_training_that_is_killed_is_tried_again(product: Product) -> None:
