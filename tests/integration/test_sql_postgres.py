@@ -517,6 +517,26 @@ def test_of_two_that_insert_at_once_one_tells_and_both_are_seen(database: Databa
         until(lambda: seen(ledger) == 4)
 
 
+def test_one_that_commits_untold_while_the_told_look_goes_on_is_seen_by_a_second(database: Database) -> None:
+    database.install()
+    looker = Looker(database.source())
+    looker.look()
+    until(looker.source.stirred)  # it listens
+    looker.look()
+    looker.look()
+    assert looker.source.settles_in_s() is None
+    one, two = database.session(), database.session()
+    one.execute(ROW)
+    two.execute(ROW)
+    one.commit()
+    until(looker.source.stirred)
+    meanwhile(looker.source, "pg_locks", two.commit)  # the maximum is read already, and now nobody writes
+    assert looker.look() == 1
+    assert looker.source.settles_in_s() == 0.02
+    assert looker.look() == 1
+    assert looker.source.settles_in_s() is None
+
+
 def test_an_insert_into_a_partition_is_told_whatever_name_is_looked_at(postgres: Postgres) -> None:
     with closing(Database(postgres)) as database:
         database.run(

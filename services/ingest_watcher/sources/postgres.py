@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from services.ingest_watcher.sources.horizon import Horizon
 from services.ingest_watcher.sources.listen import Listener
-from services.ingest_watcher.sources.settling import Mark, Marks, Snapshot, Writers
+from services.ingest_watcher.sources.settling import FIRST_PAUSE_S, Mark, Marks, Snapshot, Writers
 from shared.errors import Refused, Unavailable
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ class Postgres:
         self._grace = Horizon(GRACE_S, clock)
         self._connect, self._told = connect, told
         self._stirred = threading.Event()
+        self._was_told = self._again = False
         self._listener: Listener | None = None
 
     def stirred(self) -> bool:
@@ -122,6 +123,7 @@ class Postgres:
         if not self._stirred.is_set():
             return False
         self._stirred.clear()
+        self._was_told = True
         return True
 
     def close(self) -> None:
@@ -133,6 +135,9 @@ class Postgres:
 
         Raises `Refused` for numbers that come in no order.
         """
+        # One tells for all that are open then (decision 19). Who of them commits after `newest` was read and before the writers are is seen by
+        # neither, so whoever was told looks once more.
+        self._again, self._was_told = self._was_told, False
         row = connection.exec_driver_sql(_RELATION, self._names).mappings().first()
         if row is None:  # dropped a moment ago: the next look says so
             return None
@@ -156,8 +161,10 @@ class Postgres:
         return None if found is None or graced is None else min(found, graced)
 
     def settles_in_s(self) -> float | None:
-        pauses = [pause for pause in (self._marks.settles_in_s(), self._grace.settles_in_s()) if pause is not None]
-        return min(pauses, default=None)
+        """A pause after which it is worth looking again; None where only a poll or news can bring more."""
+        again = FIRST_PAUSE_S if self._again else None
+        pauses = (again, self._marks.settles_in_s(), self._grace.settles_in_s())
+        return min((pause for pause in pauses if pause is not None), default=None)
 
     def check_held(self, connection: Connection, above: Any) -> None:
         """Raise `Unavailable` with who it is, when rows have been held back for long."""
