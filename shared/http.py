@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import math
 import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Query, Request
@@ -27,6 +28,7 @@ from shared.ledger import Ledger, tokens
 from shared.ledger.tokens import Scope
 from shared.logs import Logs
 from shared.problems import JSON, Rejection, Remark
+from shared.rates import Rates
 from shared.values import Strict
 
 MAX_BODY_BYTES = 1024**2
@@ -49,6 +51,7 @@ class Stores:
     ledger: Ledger
     blobs: Blobs
     logs: Logs
+    rates: Rates = field(default_factory=lambda: Rates(0))
 
 
 def _stores(request: Request) -> Stores:
@@ -81,6 +84,12 @@ def allowed(scope: Scope) -> Any:
             advice = "send `Authorization: Bearer TOKEN`; `make up` keeps the operator's in STATE/operator.token"
             raise Rejection(401, "a known token is needed", advice, headers={"WWW-Authenticate": "Bearer"})
         name, scopes = found
+        if wait_s := stores.rates.take(name):
+            detail = f"the token {name!r} asks more often than the operator allows"
+            later = {"Retry-After": str(math.ceil(wait_s))}
+            raise Rejection(
+                429, detail, "wait as long as Retry-After says; api_requests_per_s is the limit", headers=later
+            )
         if scope not in scopes:
             has = ", ".join(sorted(scopes))
             raise Rejection(403, f"this needs the scope {scope}", f"the token {name!r} has {has}; ask the operator")

@@ -58,7 +58,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Problem, "description": HTTPStatus(status).phrase} for status in statuses}
 
 
-EVERYWHERE = problems(401, 403, 422, 500, 503)
+EVERYWHERE = problems(401, 403, 422, 429, 500, 503)
 """What any operation under /v1 may answer."""
 WITH_BODY = problems(400, 408, 413, 415)
 """What an operation that takes a body may answer besides."""

@@ -1,6 +1,6 @@
 """The API process: the routers of all services at one address, with one set of tokens and one OpenAPI document.
 
-uvicorn stack.api:create_app --factory
+`python -m stack.serve` serves it; any ASGI server can (`uvicorn stack.api:create_app --factory`), behind a proxy that does not wait for slow senders.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from shared.ledger import Ledger
 from shared.ledger.session import await_schema, check_schema
 from shared.logs import make_logs
 from shared.problems import Application, problems
+from shared.rates import Rates
 from shared.values import Strict
 
 
@@ -49,7 +50,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     told = settings.load()
     ledger = Ledger(told.ledger_url)
     await_schema(ledger, told.patience_s)
-    app.state.stores = Stores(ledger, make_blobs(told.blobs_url), make_logs(told.logs_url))
+    rates = Rates(told.api_requests_per_s)
+    app.state.stores = Stores(ledger, make_blobs(told.blobs_url), make_logs(told.logs_url), rates)
     told.announce_ready()
     yield
     ledger.close()

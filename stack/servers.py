@@ -103,14 +103,7 @@ class Servers:
 
     def _api(self) -> Service:
         port = self._ports["api"]
-        argv = ["uvicorn", "stack.api:create_app", "--factory", "--host", HOST, "--port", str(port)]
-        argv += [
-            "--no-access-log",
-            "--log-level",
-            "warning",
-            "--timeout-graceful-shutdown",
-            "2",
-        ]  # long polls end with it
+        argv = ["stack.serve", "--host", HOST, "--port", str(port)]
         return Service("api", _python(*argv), _answers(port, "/readyz"), ROOT, self._ours("api"), after=self._after)
 
     def _flower(self) -> Service:

@@ -49,7 +49,7 @@ def hidden_from(group: str) -> str:
 @pytest.mark.parametrize(
     ("group", "starts"),
     [
-        ("api", f"import stack.api, stack.prepare; stack.api.create_app(); {ON_POSTGRES}"),
+        ("api", f"import stack.api, stack.prepare, stack.serve; stack.api.create_app(); {ON_POSTGRES}"),
         ("watcher", f"import services.ingest_watcher.app; {ON_POSTGRES}"),
         ("trainer", f"import services.trainer.app; from uv import find_uv_bin; find_uv_bin(); {ON_POSTGRES}"),
         ("bridge", f"import services.registry_bridge.app; {ON_POSTGRES}"),

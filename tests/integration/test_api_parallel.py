@@ -60,8 +60,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
 
 def start(state: Path, database: Path) -> Server:
     port, log = free_port(), state / "api.log"
-    argv = [sys.executable, "-m", "uvicorn", "stack.api:create_app", "--factory", "--port", str(port)]
-    argv += ["--log-level", "warning", "--no-access-log", "--timeout-graceful-shutdown", "2"]
+    argv = [sys.executable, "-m", "stack.serve", "--port", str(port)]
     environ = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"} | {
         "HEADRACE_STATE_DIR": str(state),
         "HEADRACE_LEDGER_URL": f"sqlite:///{database}",
