@@ -46,7 +46,7 @@ class LedgerClaims:
             return attempts.claim(tx, run, self._worker, self._lease)
 
     def beat(self, claim: Claim, progress: float | None, note: str | None) -> str | None:
-        with self._ledger.write() as tx:
+        with self._ledger.write(tells=False) as tx:
             return attempts.beat(tx, claim.run, claim.token, self._lease, progress, note)
 
     def finish(

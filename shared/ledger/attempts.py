@@ -90,7 +90,7 @@ def claim(tx: Transaction, id: int, worker: str, lease: timedelta) -> Claim | No
         return None
     values = _freeze(tx, release) if row.cut is None else {}
     token = row.token + 1
-    tx.execute(
+    taken = tx.execute(
         update(run)
         .where(run.c.id == id)
         .values(
@@ -107,10 +107,12 @@ def claim(tx: Transaction, id: int, worker: str, lease: timedelta) -> Claim | No
             error=None,
             **values,
         )
-    )
+        .returning(run)
+    ).one()
     tx.execute(insert(attempt).values(run_id=id, number=token, worker=worker, started_at=tx.now))
-    planning.replan(tx, row.model)
-    return _claim(tx, id)
+    return _claim(
+        tx, taken
+    )  # what the waiting run waits for has not changed: the model was busy with this one, or has no other
 
 
 def _may_claim(tx: Transaction, row: Any) -> bool:
@@ -157,12 +159,12 @@ def digest(value: Any) -> str:
     return "sha256:" + hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _claim(tx: Transaction, id: int) -> Claim:
-    row, config = runs.find(tx, id), configuration.in_force(tx).catalog
+def _claim(tx: Transaction, row: Any) -> Claim:
+    config = configuration.in_force(tx).catalog
     release = releases.find(tx, row.release_id)
     champion = versions.champion(tx, row.model)
     return Claim(
-        run=id,
+        run=row.id,
         token=row.token,
         model=config.models[row.model],
         release=release,
@@ -198,8 +200,11 @@ def beat(
     values: dict[str, Any] = {"lease_until": tx.now + lease}
     if progress is not None:
         values |= {"progress": progress, "progress_note": note}
-    _fenced_update(tx, id, token, values)
-    reason: str | None = tx.execute(select(run.c.cancel_reason).where(run.c.id == id)).scalar()
+    mine = (run.c.id == id, run.c.token == token, run.c.state == RunState.RUNNING)
+    told = tx.execute(update(run).where(*mine).values(**values).returning(run.c.cancel_reason)).first()
+    if told is None:
+        raise Fenced(f"run {id} is no longer held by claim {token}")
+    reason: str | None = told.cancel_reason
     return reason
 
 

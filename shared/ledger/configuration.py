@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from sqlalchemy import insert, select
 
@@ -20,6 +21,8 @@ class InForce:
 
 def in_force(tx: Transaction) -> InForce:
     """The newest configuration; raises `ConfigurationError` before the first `apply`."""
+    if (kept := tx.kept.get(InForce)) is not None:
+        return cast(InForce, kept)
     newest = select(configuration.c.digest, configuration.c.id).order_by(configuration.c.id.desc()).limit(1)
     row = tx.execute(newest).first()
     if row is None:
@@ -27,6 +30,8 @@ def in_force(tx: Transaction) -> InForce:
     if (known := _parsed.get(row.digest)) is None:
         body = tx.execute(select(configuration.c.body).where(configuration.c.id == row.id)).scalar_one()
         known = _parsed[row.digest] = InForce(row.digest, Catalog.from_json(body))
+    if "configuration" in tx.held:
+        tx.kept[InForce] = known
     return known
 
 
@@ -47,5 +52,6 @@ def put(tx: Transaction, new: Catalog, actor: str) -> bool:
     newest = tx.execute(select(configuration.c.digest).order_by(configuration.c.id.desc()).limit(1)).scalar()
     if newest == wanted:
         return False
+    tx.kept.pop(InForce, None)
     tx.execute(insert(configuration).values(digest=wanted, body=new.to_json(), actor=actor, applied_at=tx.now))
     return True

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 
 from sqlalchemy import insert, select, update
 
@@ -102,10 +103,13 @@ def in_force(tx: Transaction, model_name: str) -> Release | None:
 
 def find(tx: Transaction, id: int) -> Release:
     """A valid release by its id; raises `NotFound`."""
+    if (kept := tx.kept.get((Release, id))) is not None:
+        return cast(Release, kept)
     row = tx.execute(select(release).where(release.c.id == id, release.c.refusal.is_(None))).first()
     if row is None:
         raise NotFound(f"there is no valid release {id}")
-    return _release(row)
+    found = tx.kept[Release, id] = _release(row)
+    return found
 
 
 def looks(tx: Transaction) -> dict[str, Any]:
@@ -114,6 +118,9 @@ def looks(tx: Transaction) -> dict[str, Any]:
 
 
 def _release(row: Any) -> Release:
-    return Release(
-        row.id, row.model, row.name, row.commit, Declaration.model_validate_json(row.declaration), row.seen_at
-    )
+    return Release(row.id, row.model, row.name, row.commit, _declared(row.declaration), row.seen_at)
+
+
+@lru_cache(1024)
+def _declared(text: str) -> Declaration:
+    return Declaration.model_validate_json(text)

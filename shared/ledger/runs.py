@@ -27,7 +27,10 @@ def find(tx: Transaction, id: int) -> Any:
 
 def hold(tx: Transaction, id: int) -> Any:
     """One run, for whoever changes it: nobody else decides about its model meanwhile. Raises `NotFound`."""
-    tx.hold_models(find(tx, id).model)
+    found = tx.execute(select(run.c.model, *tx.holding(run.c.model)).where(run.c.id == id)).first()
+    if found is None:
+        raise NotFound(f"there is no run {id}")
+    tx.held.add(f"model {found.model}")
     return tx.execute(select(run).where(run.c.id == id).with_for_update()).one()
 
 

@@ -18,7 +18,7 @@ import structlog
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, func, inspect, make_url, select, text
+from sqlalchemy import ColumnElement, Connection, Engine, Text, cast, func, inspect, make_url, select, text
 from sqlalchemy.dialects.postgresql import array
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -77,6 +77,9 @@ class Transaction:
     now: datetime
     held: set[str] = field(default_factory=set)
     did: list[str] = field(default_factory=list)
+    kept: dict[Any, Any] = field(
+        default_factory=dict
+    )  # what was read, and cannot change before the end of the transaction
     _inside: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -108,6 +111,15 @@ class Transaction:
         taken = func.pg_advisory_xact_lock_shared if shared else func.pg_advisory_xact_lock
         self.connection.execute(select(func.count(taken(keys.c.key))))
 
+    def holding(self, model: ColumnElement[str]) -> list[ColumnElement[Any]]:
+        """Columns that, where a SELECT has them, hold what `hold_models` holds for the model in this column: a round trip saved."""
+        self.held.add("configuration")
+        if self.connection.dialect.name != "postgresql":
+            return []
+        shared = func.pg_advisory_xact_lock_shared(func.hashtextextended("configuration", 0))
+        alone = func.pg_advisory_xact_lock(func.hashtextextended(func.concat("model ", model), 0))
+        return [cast(shared, Text).label("shared"), cast(alone, Text).label("alone")]
+
     def hold_models(self, *models: str) -> None:
         """Be the only one that decides about these models, with a configuration that stays as it is."""
         self.lock("configuration", shared=True)
@@ -137,14 +149,15 @@ class Ledger:
         return self._database.engine
 
     @contextmanager
-    def write(self) -> Iterator[Transaction]:
+    def write(self, *, tells: bool = True) -> Iterator[Transaction]:
         """A transaction that may write. Raises `Unavailable` when the database stays locked or away. Not to be nested.
 
-        The block runs once; what the database undid or lost before the commit is `Undone`, and `repeats` does it again.
+        Whoever watches is woken, unless it has nothing to tell: on PostgreSQL commits that notify wait for each other. The block runs once; what the database undid or lost before the commit is `Undone`, and `repeats` does it again.
         """
         with self._alone(), self._begun(writes=True) as tx:
             yield tx
-            self._database.committing(tx.connection)
+            if tells:
+                self._database.committing(tx.connection)
             _commit(tx.connection)
 
     @contextmanager
