@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import sys
 from collections.abc import Callable
 
@@ -16,24 +17,24 @@ def migrate(args: argparse.Namespace) -> int:
 
 
 def create_token(args: argparse.Namespace) -> int:
-    return _told(lambda: print(_create(args.name, args.scopes)))
+    return _told(lambda: print(create(args.name, args.scopes)))
 
 
 def revoke_token(args: argparse.Namespace) -> int:
-    return _told(lambda: _revoke(args.name))
+    return _told(lambda: revoke(args.name))
 
 
-def _revoke(name: str) -> None:
+def revoke(name: str) -> None:
     ledger = Ledger(load().ledger_url)
     try:
         with ledger.write() as tx:
-            if not tokens.revoke(tx, name):
+            if not tokens.revoke(tx, name, getpass.getuser()):
                 raise NotFound(f"there is no token {name!r}")
     finally:
         ledger.close()
 
 
-def _create(name: str, scopes: str) -> str:
+def create(name: str, scopes: str) -> str:
     try:
         wanted = tuple(tokens.Scope(scope.strip()) for scope in scopes.split(","))
     except ValueError as error:
@@ -41,7 +42,7 @@ def _create(name: str, scopes: str) -> str:
     ledger = Ledger(load().ledger_url)
     try:
         with ledger.write() as tx:
-            return tokens.create(tx, name, wanted)
+            return tokens.create(tx, name, wanted, getpass.getuser())
     finally:
         ledger.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import sys
 import time
 from pathlib import Path
@@ -58,6 +59,6 @@ def _register(url: str, secret: str) -> None:
     ledger = Ledger(url)
     try:
         with ledger.write() as tx:
-            tokens.register(tx, OPERATOR, tuple(tokens.Scope), secret)
+            tokens.register(tx, OPERATOR, tuple(tokens.Scope), secret, getpass.getuser())
     finally:
         ledger.close()

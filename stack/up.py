@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import os
 import secrets
 import signal
@@ -157,7 +158,7 @@ class Stack:
         with ledger.write() as tx:
             if file.exists() and tokens.find(tx, file.read_text().strip()):
                 return
-            secret = tokens.create(tx, OPERATOR, tuple(tokens.Scope))
+            secret = tokens.create(tx, OPERATOR, tuple(tokens.Scope), getpass.getuser())
         write_private(file, secret + "\n")
 
     @property

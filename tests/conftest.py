@@ -11,9 +11,8 @@ import pytest
 
 from shared.ledger import Ledger
 from shared.ledger.session import create_all, migrate
-from shared.ledger.tables import metadata
 from tests.guard import GUARD
-from tests.ledgers import CONFIG, HandClock, put_config
+from tests.ledgers import CONFIG, HandClock, empty, put_config
 from tests.postgres_server import Postgres, start_postgres
 from tests.redis_server import Valkey, start_valkey
 from tests.s3_server import S3Server, start_s3
@@ -127,12 +126,7 @@ def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture
 def ledger(database: Ledger, clock: HandClock) -> Ledger:
     """A ledger with CONFIG in force and nothing else; what it says must be the same on every database."""
-    with database.engine.begin() as connection:
-        for table in reversed(metadata.sorted_tables):
-            connection.execute(table.delete())
-        if connection.dialect.name == "postgresql":  # where numbers go on otherwise
-            sequences = "SELECT setval(oid::regclass, 1, false) FROM pg_class WHERE relkind = 'S'"
-            connection.exec_driver_sql(sequences)
+    empty(database)
     database.go_by(clock)
     put_config(database, CONFIG)
     return database

@@ -12,6 +12,7 @@ from shared.gates import Decision, Verdict
 from shared.ledger import Ledger, arrivals, attempts, datasets, planning, runs, versions
 from shared.ledger.attempts import Claim
 from shared.ledger.session import create_all
+from shared.ledger.tables import APPEND_ONLY, metadata
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 LEASE = timedelta(seconds=30)
@@ -55,6 +56,23 @@ def in_memory(config: str = CONFIG) -> tuple[Ledger, HandClock]:
     create_all(ledger)
     put_config(ledger, config)
     return ledger, clock
+
+
+def empty(ledger: Ledger) -> None:
+    """No rows any more, and numbers begin at 1 again; history too, which refuses that of everyone else."""
+    with ledger.engine.begin() as connection:
+        postgresql = connection.dialect.name == "postgresql"
+        if postgresql:
+            connection.exec_driver_sql("ALTER TABLE history DISABLE TRIGGER history_stays")
+        else:
+            connection.exec_driver_sql("DROP TRIGGER history_delete")
+        for table in reversed(metadata.sorted_tables):
+            connection.execute(table.delete())
+        if postgresql:  # where numbers go on otherwise
+            connection.exec_driver_sql("SELECT setval(oid::regclass, 1, false) FROM pg_class WHERE relkind = 'S'")
+            connection.exec_driver_sql("ALTER TABLE history ENABLE TRIGGER history_stays")
+        else:
+            connection.exec_driver_sql(APPEND_ONLY["sqlite"][1])
 
 
 def put_config(ledger: Ledger, config: str) -> None:

@@ -41,7 +41,7 @@ from shared.ledger.attempts import Claim, Failure
 from shared.ledger.fates import FateKind
 from shared.ledger.tables import attempt, delivery, metadata, notice, promotion, run, verdict, version
 from shared.lifecycle import RunState, VersionState
-from tests.ledgers import CONFIG, LEASE, HandClock, declare, put_config
+from tests.ledgers import CONFIG, LEASE, HandClock, declare, empty, put_config
 from tests.plain_model import End, PlainModel, PlainRun
 from tests.registry_twin import Killed, RegistryTwin
 
@@ -96,11 +96,7 @@ class Headrace(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        with self.ledger.engine.begin() as connection:
-            for table in reversed(metadata.sorted_tables):
-                connection.execute(table.delete())
-            if connection.dialect.name == "postgresql":  # where numbers go on otherwise
-                connection.exec_driver_sql("SELECT setval(oid::regclass, 1, false) FROM pg_class WHERE relkind = 'S'")
+        empty(self.ledger)
         self._put(CONFIG)
         self.release(RELEASES[0], "flights")
         self.data_arrives(500)

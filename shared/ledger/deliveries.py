@@ -12,7 +12,7 @@ from sqlalchemy import and_, func, insert, or_, select, update
 
 from shared import notices
 from shared.errors import Conflict, NotFound
-from shared.ledger import configuration
+from shared.ledger import configuration, history
 from shared.ledger.session import Transaction
 from shared.ledger.tables import counter, delivery, notice
 from shared.ledger.transitions import transition
@@ -179,7 +179,7 @@ def _end(tx: Transaction, id: str, state: DeliveryState, answer: int | None, err
 
 
 @transition
-def replay(tx: Transaction, id: str) -> None:
+def replay(tx: Transaction, id: str, by: str = history.HEADRACE) -> None:
     """Send it once more, at once; raises `NotFound` or `Conflict`.
 
     delivery: failed → pending
@@ -187,14 +187,16 @@ def replay(tx: Transaction, id: str) -> None:
     Fence: state
     Again: refused, as `Conflict`
     """
-    state = find(tx, id).state
-    if state != DeliveryState.FAILED:
-        raise Conflict(f"delivery {id} is {state}; only a failed one can be replayed")
+    row = find(tx, id)
+    if row.state != DeliveryState.FAILED:
+        raise Conflict(f"delivery {id} is {row.state}; only a failed one can be replayed")
     tx.execute(
         update(delivery)
         .where(delivery.c.id == id)
         .values(state=DeliveryState.PENDING, due_at=tx.now, attempts=0, ended_at=None)
     )
+    before, after = {"state": row.state, "error": row.error}, {"state": DeliveryState.PENDING}
+    history.note(tx, "replay", f"delivery {id}", by, model=row.model, before=before, after=after)
 
 
 def next_due(tx: Transaction, busy: Sequence[str] = ()) -> datetime | None:
@@ -219,7 +221,7 @@ def read(
 
 
 def _rows() -> Any:
-    return select(delivery, notice.c.type).join(notice, notice.c.sequence == delivery.c.sequence)
+    return select(delivery, notice.c.type, notice.c.model).join(notice, notice.c.sequence == delivery.c.sequence)
 
 
 def of_run(tx: Transaction, run_id: int) -> list[Any]:

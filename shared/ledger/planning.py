@@ -11,7 +11,7 @@ from shared import policy
 from shared.catalog import Catalog
 from shared.declaration import Declaration
 from shared.errors import Conflict, NotFound
-from shared.ledger import configuration, datasets, deliveries, releases, runs
+from shared.ledger import configuration, datasets, deliveries, history, releases, runs
 from shared.ledger.session import Transaction
 from shared.ledger.tables import arrival, run
 from shared.ledger.transitions import transition
@@ -79,7 +79,7 @@ def adopt(tx: Transaction, model: str, name: str, commit: str, declared: Declara
 
 
 @transition
-def ask(tx: Transaction, model: str, reason: str) -> int:
+def ask(tx: Transaction, model: str, reason: str, by: str = history.HEADRACE) -> int:
     """A person wants the model retrained now; raises `NotFound` or `Conflict`.
 
     run: none → waiting; waiting → same
@@ -87,6 +87,12 @@ def ask(tx: Transaction, model: str, reason: str) -> int:
     Fence: one waiting run per model
     Again: joins the run that waits
     """
+    id = _ask(tx, model, reason)
+    history.note(tx, "retrain", f"run {id}", by, reason, model=model, after={"run": id})
+    return id
+
+
+def _ask(tx: Transaction, model: str, reason: str) -> int:
     if model not in configuration.in_force(tx).catalog.models:
         raise NotFound(f"there is no model {model!r}; `headrace models` lists those that there are")
     id = plan(tx, model, reason, asked=True)
@@ -130,8 +136,10 @@ def put_in_force(tx: Transaction, new: Catalog, actor: str) -> bool:
     Fence: the newest configuration's digest
     Again: changes nothing
     """
-    if not configuration.put(tx, new, actor):
+    replaced = configuration.put(tx, new, actor)
+    if replaced is None:
         return False
+    history.note(tx, "apply", "configuration", actor, before=replaced.before, after=replaced.after)
     waiting = tx.execute(select(run.c.model).where(run.c.state == RunState.WAITING)).scalars().all()
     added = configuration.added(tx)
     tx.hold_models(*waiting, *added)
@@ -187,7 +195,7 @@ def missing(tx: Transaction, names: Iterable[str]) -> tuple[str, ...]:
 
 
 @transition
-def cancel(tx: Transaction, id: int, reason: str) -> RunState:
+def cancel(tx: Transaction, id: int, reason: str, by: str = history.HEADRACE) -> RunState:
     """A running run is told to stop, and becomes cancelled when its worker has seen to it.
 
     Raises `NotFound`, or `Conflict` for a run that has ended otherwise.
@@ -200,12 +208,17 @@ def cancel(tx: Transaction, id: int, reason: str) -> RunState:
     row = runs.hold(tx, id)
     if row.state == RunState.CANCELLED:
         return RunState.CANCELLED
+    told = {"state": row.state} | ({"asked_to_stop": True} if row.cancel_reason else {})
     if row.state == RunState.RUNNING:
         tx.execute(update(run).where(run.c.id == id).values(cancel_reason=row.cancel_reason or reason))
-        return RunState.RUNNING
-    check(RunState(row.state), RunState.CANCELLED)
-    call_off(tx, row, reason)
-    return RunState.CANCELLED
+        after = {"state": row.state, "asked_to_stop": True}
+    else:
+        check(RunState(row.state), RunState.CANCELLED)
+        call_off(tx, row, reason)
+        after = {"state": RunState.CANCELLED}
+    if after != told:
+        history.note(tx, "cancel", f"run {id}", by, reason, model=row.model, before=told, after=after)
+    return RunState(after["state"])
 
 
 def call_off(tx: Transaction, row: Any, reason: str) -> None:
@@ -244,7 +257,7 @@ def end(tx: Transaction, row: Any, state: RunState, error: dict[str, Any] | None
 
 
 @transition
-def retry(tx: Transaction, id: int, reason: str) -> int:
+def retry(tx: Transaction, id: int, reason: str, by: str = history.HEADRACE) -> int:
     """Train again after a failed or cancelled run: a new run (or the waiting one), due at once; what the old one covered is covered again.
 
     run: none → waiting; waiting → same
@@ -257,4 +270,6 @@ def retry(tx: Transaction, id: int, reason: str) -> int:
         raise Conflict(
             f"run {id} is {row.state}; only a failed or cancelled one can be retried (`headrace retrain {row.model}` trains anew)"
         )
-    return ask(tx, row.model, reason)
+    new = _ask(tx, row.model, reason)
+    history.note(tx, "retry", f"run {id}", by, reason, model=row.model, before={"state": row.state}, after={"run": new})
+    return new

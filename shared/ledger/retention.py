@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import and_, delete, exists, func, insert, or_, select, update
 
 from shared.errors import Conflict, Fenced
-from shared.ledger import versions
+from shared.ledger import history, versions
 from shared.ledger.session import Transaction
 from shared.ledger.tables import delivery, notice, promotion, report, run, score, tidying, version
 from shared.ledger.transitions import transition
@@ -277,11 +277,17 @@ def pin(tx: Transaction, model: str, number: int, actor: str, reason: str) -> An
     values = {"pinned_at": tx.now, "pinned_by": actor, "pin_reason": reason}
     if not tx.execute(update(version).where(*untouched).values(**values)).rowcount:
         raise Conflict(f"the files of version {number} of {model} were tidied away: it cannot be relied on any more")
+    what = f"version {number} of {model}"
+    history.note(tx, "pin", what, actor, reason, model=model, before=_pin(row), after={"by": actor, "reason": reason})
     return versions.find(tx, model, number)
 
 
+def _pin(row: Any) -> dict[str, Any] | None:
+    return {"by": row.pinned_by, "reason": row.pin_reason} if row.pinned_at is not None else None
+
+
 @transition
-def unpin(tx: Transaction, model: str, number: int) -> Any:
+def unpin(tx: Transaction, model: str, number: int, by: str = history.HEADRACE) -> Any:
     """Let the rules decide on the version again. Raises `NotFound`.
 
     version: any → same
@@ -292,4 +298,6 @@ def unpin(tx: Transaction, model: str, number: int) -> Any:
     row = versions.find(tx, model, number)
     nothing = {"pinned_at": None, "pinned_by": None, "pin_reason": None}
     tx.execute(update(version).where(version.c.id == row.id).values(**nothing))
+    if row.pinned_at is not None:
+        history.note(tx, "unpin", f"version {number} of {model}", by, model=model, before=_pin(row))
     return versions.find(tx, model, number)

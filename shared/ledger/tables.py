@@ -21,9 +21,11 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    event,
     text,
 )
 from sqlalchemy import Column as C
+from sqlalchemy.schema import DDL
 
 from shared.lifecycle import RunState
 
@@ -349,5 +351,34 @@ worker = Table(
     C("busy", Integer, nullable=False),
     C("seen_at", Instant, nullable=False),
 )
+
+history = Table(
+    "history",
+    metadata,
+    _id(),
+    C("at", Instant, nullable=False),
+    C("actor", String(200), nullable=False),
+    C("action", String(40), nullable=False),
+    C("subject", String(200), nullable=False),
+    C("model", String(64)),
+    C("reason", Text, nullable=False),
+    C("before", JSON(none_as_null=True)),
+    C("after", JSON(none_as_null=True)),
+    Index("ix_history_model_id", "model", "id"),
+)  # append-only: triggers refuse all else
+
+APPEND_ONLY = {
+    "sqlite": (
+        "CREATE TRIGGER history_update BEFORE UPDATE ON history BEGIN SELECT RAISE(ABORT, 'history is only added to'); END",
+        "CREATE TRIGGER history_delete BEFORE DELETE ON history BEGIN SELECT RAISE(ABORT, 'history is only added to'); END",
+    ),
+    "postgresql": (
+        "CREATE FUNCTION headrace_history_stays() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'history is only added to'; END $$",
+        "CREATE TRIGGER history_stays BEFORE UPDATE OR DELETE OR TRUNCATE ON history EXECUTE FUNCTION headrace_history_stays()",
+    ),
+}
+for _dialect, _statements in APPEND_ONLY.items():
+    for _statement in _statements:
+        event.listen(history, "after_create", DDL(_statement).execute_if(dialect=_dialect))  # type: ignore[no-untyped-call]
 
 OPEN = (RunState.WAITING, RunState.RETRYING)

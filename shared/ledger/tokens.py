@@ -10,6 +10,7 @@ from enum import StrEnum
 from sqlalchemy import delete, insert, select
 
 from shared.errors import Refused
+from shared.ledger import history
 from shared.ledger.session import Transaction
 from shared.ledger.tables import token
 from shared.ledger.transitions import transition
@@ -24,7 +25,7 @@ class Scope(StrEnum):
 
 
 @transition
-def create(tx: Transaction, name: str, scopes: tuple[Scope, ...]) -> str:
+def create(tx: Transaction, name: str, scopes: tuple[Scope, ...], by: str = history.HEADRACE) -> str:
     """A new token, told once; an older one of that name no longer counts.
 
     token: none | valid → valid
@@ -33,12 +34,12 @@ def create(tx: Transaction, name: str, scopes: tuple[Scope, ...]) -> str:
     Again: the newer one counts
     """
     secret = "hr_" + secrets.token_urlsafe(32)
-    register(tx, name, scopes, secret)
+    register(tx, name, scopes, secret, by)
     return secret
 
 
 @transition
-def register(tx: Transaction, name: str, scopes: tuple[Scope, ...], secret: str) -> None:
+def register(tx: Transaction, name: str, scopes: tuple[Scope, ...], secret: str, by: str = history.HEADRACE) -> None:
     """Let this token count from now on, and no older one of that name. Raises `Refused` for one too short.
 
     token: none | valid → valid
@@ -51,16 +52,23 @@ def register(tx: Transaction, name: str, scopes: tuple[Scope, ...], secret: str)
     if len(secret) < SHORTEST:
         raise Refused(f"the token {name!r} has {len(secret)} characters: {SHORTEST} random ones are the least")
     tx.lock(f"token {name}")
+    wanted, old = [str(scope) for scope in scopes], _scopes(tx, name)
+    same = select(token.c.name).where(token.c.name == name, token.c.sha256 == _hash(secret))
+    if old == wanted and tx.execute(same).first() is not None:
+        return
     tx.execute(delete(token).where(token.c.name == name))
-    tx.execute(
-        insert(token).values(
-            name=name, sha256=_hash(secret), scopes=[str(scope) for scope in scopes], created_at=tx.now
-        )
-    )
+    tx.execute(insert(token).values(name=name, sha256=_hash(secret), scopes=wanted, created_at=tx.now))
+    before = {"scopes": old} if old is not None else None
+    history.note(tx, "create token", f"token {name}", by, before=before, after={"scopes": wanted})
+
+
+def _scopes(tx: Transaction, name: str) -> list[str] | None:
+    scopes: list[str] | None = tx.execute(select(token.c.scopes).where(token.c.name == name)).scalar()
+    return scopes
 
 
 @transition
-def revoke(tx: Transaction, name: str) -> bool:
+def revoke(tx: Transaction, name: str, by: str = history.HEADRACE) -> bool:
     """The token of this name no longer counts; False if there is none.
 
     token: valid → none
@@ -68,7 +76,12 @@ def revoke(tx: Transaction, name: str) -> bool:
     Fence: name
     Again: False
     """
-    return bool(tx.execute(delete(token).where(token.c.name == name)).rowcount)
+    scopes = _scopes(tx, name)
+    if scopes is None:
+        return False
+    tx.execute(delete(token).where(token.c.name == name))
+    history.note(tx, "revoke token", f"token {name}", by, before={"scopes": scopes})
+    return True
 
 
 def find(tx: Transaction, secret: str) -> tuple[str, frozenset[Scope]] | None:

@@ -9,7 +9,7 @@ from sqlalchemy import insert, or_, select, update
 
 from shared.errors import Conflict, Fenced, NotFound
 from shared.gates import Decision, Verdict
-from shared.ledger import deliveries, scores
+from shared.ledger import deliveries, history, scores
 from shared.ledger.session import Transaction
 from shared.ledger.tables import promotion, release, run, verdict, version
 from shared.ledger.transitions import transition
@@ -238,6 +238,10 @@ def _intend(tx: Transaction, row: Any, replaces: int | None, kind: str, actor: s
             intended_at=tx.now,
         )
     )
+    replaced = tx.execute(select(version.c.number).where(version.c.id == replaces)).scalar()
+    action, what = "rollback" if kind == "rolled_back" else "promote", f"version {row.number} of {row.model}"
+    before, after = {"champion": replaced}, {"champion": row.number}
+    history.note(tx, action, what, actor, reason, model=row.model, before=before, after=after)
 
 
 def _intent(tx: Transaction, model: str) -> Any:

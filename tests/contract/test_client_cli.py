@@ -22,6 +22,7 @@ MODEL = "flight-delays"
 COMMANDS = [
     "status",
     "why",
+    "history",
     "send",
     "runs",
     "run",
@@ -40,6 +41,17 @@ COMMANDS = [
     "bump",
 ]
 
+DEED: dict[str, Any] = {
+    "id": 4,
+    "at": "2026-11-23T18:00:00Z",
+    "actor": "alice",
+    "action": "rollback",
+    "subject": f"version 3 of {MODEL}",
+    "model": MODEL,
+    "reason": "late\x1b[2J flights",
+    "before": {"champion": 4},
+    "after": {"champion": 3},
+}
 RUN: dict[str, Any] = {
     "id": 17,
     "model": MODEL,
@@ -99,6 +111,7 @@ def twin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Twin]:
         monkeypatch.chdir(tmp_path)
         twin.answers["/v1/runs"] = (200, {"items": [RUN], "next": None})
         twin.answers["/v1/runs/17"] = (200, RUN)
+        twin.answers["/v1/history"] = (200, {"items": [DEED], "next": None})
         twin.answers["/v1/models"] = (200, {"items": [told(MODEL, 14), told("churn", None)], "next": None})
         yield twin
 
@@ -157,6 +170,14 @@ def test_runs_are_aligned_plain_text_when_piped(twin: Twin, capsys: pytest.Captu
     assert twin.requests == [f"/v1/runs?model={MODEL}&state=failed&limit=5"]
 
 
+def test_history_says_who_did_what_and_what_it_changed(twin: Twin, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["history", MODEL]) == 0
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split() == ["WHEN", "WHO", "WHAT", "OF", "BEFORE", "AFTER", "WHY"]
+    assert row.endswith(f"alice  rollback  version 3 of {MODEL}  champion 4  champion 3  late [2J flights")
+    assert twin.requests == [f"/v1/history?model={MODEL}&limit=20"]
+
+
 def test_one_run_tells_its_error_advice_and_attempts(twin: Twin, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "17"]) == 0
     said = capsys.readouterr().out
@@ -165,7 +186,7 @@ def test_one_run_tells_its_error_advice_and_attempts(twin: Twin, capsys: pytest.
     assert "environment 0.02, train 6.5" in said
 
 
-@pytest.mark.parametrize("words", [["runs"], ["run", "17"], ["models"]])
+@pytest.mark.parametrize("words", [["runs"], ["run", "17"], ["models"], ["history"]])
 def test_json_is_what_the_api_said(twin: Twin, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     assert main([*words, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)

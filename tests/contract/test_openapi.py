@@ -12,7 +12,7 @@ from fastapi.openapi.models import OpenAPI
 from tests.apis import serve
 
 PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-NOUNS = {"arrivals", "deliveries", "events", "models", "notices", "rejections", "runs", "status"}
+NOUNS = {"arrivals", "deliveries", "events", "history", "models", "notices", "rejections", "runs", "status"}
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,14 @@ from tests.apis import Api, serve
 
 EVENT = {"dataset": "reported", "rows": 5}
 READS = ("/v1/arrivals", "/v1/runs", "/v1/models", "/v1/models/delays", "/v1/models/delays/why", "/v1/notices")
-READS += ("/v1/models/delays/versions", "/v1/status", "/v1/deliveries", "/v1/runs/1/log", "/v1/arrivals/1")
+READS += (
+    "/v1/models/delays/versions",
+    "/v1/status",
+    "/v1/deliveries",
+    "/v1/history",
+    "/v1/runs/1/log",
+    "/v1/arrivals/1",
+)
 ACTS = ("/v1/runs", "/v1/runs/1/cancel", "/v1/runs/1/retry", "/v1/models/delays/promote", "/v1/models/delays/rollback")
 ACTS += ("/v1/models/delays/versions/1/pin",)
 

@@ -125,8 +125,8 @@ def _read(row: Any) -> Delivery:
 
 @router.post("/deliveries/{id}/replay", status_code=202, responses=problems(404, 409))
 @repeats
-def replay(_: Operator, stores: Here, id: Annotated[str, Path(pattern=r"^msg_[0-9a-f]{32}$")]) -> Delivery:
+def replay(caller: Operator, stores: Here, id: Annotated[str, Path(pattern=r"^msg_[0-9a-f]{32}$")]) -> Delivery:
     """Send a delivery again that was given up; it keeps its id."""
     with stores.ledger.write() as tx:
-        deliveries.replay(tx, id)
+        deliveries.replay(tx, id, caller.name)
         return _read(deliveries.find(tx, id))

@@ -168,7 +168,7 @@ def show_run(_: Reader, stores: Here, id: RunId) -> Run:
 def retrain(caller: Operator, stores: Here, asked: Annotated[RunRequest, body(RunRequest)], answer: Response) -> Run:
     """Retrain a model now: plans a run, or makes the waiting one due."""
     with stores.ledger.write() as tx:
-        id = planning.ask(tx, asked.model, asked.reason or f"{caller.name} asked for it")
+        id = planning.ask(tx, asked.model, asked.reason or f"{caller.name} asked for it", caller.name)
         answer.headers["Location"] = f"/v1/runs/{id}"
         return describe(tx, runs.find(tx, id))
 
@@ -183,7 +183,8 @@ def retrain(caller: Operator, stores: Here, asked: Annotated[RunRequest, body(Ru
 def cancel(caller: Operator, stores: Here, id: RunId, why: Annotated[Why, body(Why, required=False)]) -> Run:
     """Stop a run: at once if it waits, as soon as its worker has seen to it if it runs."""
     with stores.ledger.write() as tx:
-        planning.cancel(tx, id, f"{caller.name}: {why.reason}" if why.reason else f"cancelled by {caller.name}")
+        reason = f"{caller.name}: {why.reason}" if why.reason else f"cancelled by {caller.name}"
+        planning.cancel(tx, id, reason, caller.name)
         return describe(tx, runs.find(tx, id))
 
 
@@ -199,6 +200,6 @@ def retry(
 ) -> Run:
     """Train again after a failed or cancelled run: a new run, due at once, that covers what the old one did."""
     with stores.ledger.write() as tx:
-        new = planning.retry(tx, id, why.reason or f"{caller.name} retries run {id}")
+        new = planning.retry(tx, id, why.reason or f"{caller.name} retries run {id}", caller.name)
         answer.headers["Location"] = f"/v1/runs/{new}"
         return describe(tx, runs.find(tx, new))

@@ -207,10 +207,10 @@ def pin(
 
 @router.post("/{version}/unpin", status_code=202, responses=problems(404))
 @repeats
-def unpin(_: Operator, stores: Here, model: InPath, version: Number) -> VersionSummary:
+def unpin(caller: Operator, stores: Here, model: InPath, version: Number) -> VersionSummary:
     """Rely on a version no more."""
     with stores.ledger.write() as tx:
-        return VersionSummary.read(tx, retention.unpin(tx, model, version))
+        return VersionSummary.read(tx, retention.unpin(tx, model, version, caller.name))
 
 
 def _file(stores: Stores, model: str, choice: str, path: str) -> File:

@@ -42,6 +42,9 @@ def _looking(commands: Any) -> None:
     _command(commands, "status", "status", "models, datasets, workers, and what waits", "headrace status --json")
     why = _command(commands, "why", "status", "why a model trains or waits, in sentences", "headrace why flight-delays")
     why.add_argument("model", metavar="MODEL")
+    done = _command(commands, "history", "history", "who did what, when and why", "headrace history flight-delays")
+    done.add_argument("model", nargs="?", metavar="MODEL")
+    done.add_argument("--limit", type=_count, default=20, metavar="N", help="how many (20)")
     send = _command(
         commands,
         "send",
