@@ -51,6 +51,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_state(migrate)
     migrate.set_defaults(run=("stack.ledger", "migrate"), on_a_ledger=True)
 
+    restore = commands.add_parser("restore", help="go back to an older copy of the ledger, with the stack stopped")
+    restore.add_argument(
+        "copy", type=Path, nargs="?", help="the copy of a SQLite ledger; PostgreSQL is put back before"
+    )
+    restore.add_argument("--reason", default="", help="why, for the history")
+    _add_state(restore)
+    restore.set_defaults(run=("stack.restore", "main"), on_a_ledger=True)
+
     tidy = commands.add_parser("tidy", help="take away what `keep` in headrace.toml no longer keeps, now")
     tidy.add_argument("--dry-run", action="store_true", help="only say what would be taken, and why the rest stays")
     _add_state(tidy)

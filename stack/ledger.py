@@ -13,7 +13,7 @@ from shared.settings import load
 
 
 def migrate(args: argparse.Namespace) -> int:
-    return _told(lambda: session.migrate(load().ledger_url))
+    return _told(_migrate)
 
 
 def create_token(args: argparse.Namespace) -> int:
@@ -32,6 +32,11 @@ def revoke(name: str) -> None:
                 raise NotFound(f"there is no token {name!r}")
     finally:
         ledger.close()
+
+
+def _migrate() -> None:
+    if copy := session.migrate(load().ledger_url):
+        print(f"the ledger's tables have changed; as it was before it lies in {copy}")
 
 
 def create(name: str, scopes: str) -> str:

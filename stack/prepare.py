@@ -44,7 +44,8 @@ def migrate(url: str, patience_s: float) -> None:
     deadline, told = time.monotonic() + patience_s, False
     while True:
         try:
-            return session.migrate(url)
+            session.migrate(url)
+            return
         except Unavailable as error:
             if time.monotonic() > deadline:
                 raise

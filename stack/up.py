@@ -146,7 +146,8 @@ class Stack:
         return settings
 
     def _prepare_ledger(self) -> None:
-        migrate(self.settings.ledger_url)
+        if copy := migrate(self.settings.ledger_url):
+            self.terminal.say(f"the ledger's tables have changed; as it was before it lies in {copy}")
         ledger = Ledger(self.settings.ledger_url)
         try:
             self._keep_token(ledger)

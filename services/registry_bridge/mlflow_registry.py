@@ -21,6 +21,7 @@ from services.registry_bridge.registration import (
     Registration,
     batches,
     datasets,
+    is_of,
     milliseconds,
     parameters,
     tags,
@@ -153,7 +154,8 @@ class MlflowRegistry:
             "order_by": ["attributes.start_time ASC", "attributes.run_id ASC"],
             "max_results": 100,
         }
-        return list(self._mlflow.post("runs/search", body).get("runs", []))
+        found = self._mlflow.post("runs/search", body).get("runs", [])
+        return [run for run in found if is_of(registration, run["data"].get("tags", []))]
 
     def _create_run(self, experiment: str, registration: Registration, fence: Callable[[], None]) -> dict[str, Any]:
         fence()
@@ -255,7 +257,8 @@ class MlflowRegistry:
     def _settle(self, registration: Registration, mine: dict[str, Any] | None = None) -> Registered | None:
         """The one version of this run. What a race has made beside it is deleted, and `mine` with it, if that lost."""
         wanted = f"name = '{registration.model}' and tags.`{RUN_TAG}` = '{registration.run}'"
-        found = self._mlflow.get("model-versions/search", filter=wanted, max_results="100").get("model_versions", [])
+        bearing = self._mlflow.get("model-versions/search", filter=wanted, max_results="100").get("model_versions", [])
+        found = [version for version in bearing if is_of(registration, version.get("tags", []))]
         if not found:
             return None
         kept, *surplus = sorted(found, key=lambda version: int(version["version"]))

@@ -120,6 +120,7 @@ class Registrar:
             model=row.model,
             run=run,
             token=token,
+            bundle=row.bundle,
             release=release.name,
             commit=release.commit,
             cut=row.cut,

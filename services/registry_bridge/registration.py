@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
@@ -14,6 +14,7 @@ from typing import Any
 
 RUN_TAG = "headrace.run"
 TOKEN_TAG = "headrace.token"
+BUNDLE_TAG = "headrace.bundle"
 MAX_TAG_CHARS = 5_000
 MAX_PARAMETER_CHARS = 2_000
 MAX_PARAMETERS = 100  # in one call, as the server has it
@@ -28,13 +29,15 @@ Pairs = list[dict[str, str]]
 class Registration:
     """All that MLflow is told about a trained run.
 
-    `token` is the fencing token of the claim that registers; `cut` maps a dataset's name to its range (`rows`, where it is known,
+    `token` is the fencing token of the claim that registers; `bundle` is the digest of what was trained: with the run's number it says whose a
+    version is, also after a ledger was restored from a copy and gives a number twice; `cut` maps a dataset's name to its range (`rows`, where it is known,
     is their number); `history` holds `{"key", "value", "step", "timestamp_ms"}`.
     """
 
     model: str
     run: int
     token: int
+    bundle: str
     release: str
     commit: str
     cut: Mapping[str, Mapping[str, Any]]
@@ -61,6 +64,7 @@ def tags(registration: Registration) -> Pairs:
     values = {
         RUN_TAG: registration.run,
         TOKEN_TAG: registration.token,
+        BUNDLE_TAG: registration.bundle,
         "headrace.release": registration.release,
         "headrace.commit": registration.commit,
         "headrace.cut": json.dumps(registration.cut, sort_keys=True),
@@ -70,6 +74,12 @@ def tags(registration: Registration) -> Pairs:
         "mlflow.user": "headrace",
     }
     return pairs(values, MAX_TAG_CHARS)
+
+
+def is_of(registration: Registration, noted: Iterable[Mapping[str, str]]) -> bool:
+    """Whether what bears the run's number and these tags is of this run's training; what an older Headrace has made says no more than the number."""
+    bundle = {tag["key"]: tag["value"] for tag in noted}.get(BUNDLE_TAG)
+    return bundle is None or bundle == registration.bundle
 
 
 def parameters(registration: Registration) -> Pairs:

@@ -10,7 +10,7 @@ from sqlalchemy import func, insert, select, update
 from shared.arrivals import Report
 from shared.cuts import Cut
 from shared.errors import Conflict, NotFound
-from shared.ledger import configuration, datasets, deliveries, planning
+from shared.ledger import configuration, datasets, deliveries, numbering, planning
 from shared.ledger.session import Transaction
 from shared.ledger.tables import arrival, report
 from shared.ledger.transitions import transition
@@ -127,6 +127,7 @@ def _store(
         "traceparent": told.traceparent if told else None,
         "observed_at": tx.now,
     }
+    values |= numbering.lifted(tx, arrival)
     id = int(tx.execute(insert(arrival).values(**values)).inserted_primary_key[0])
     datasets.move(tx, dataset, before, replace(after, arrival=id), owner)
     data = {

@@ -11,7 +11,7 @@ from shared import policy
 from shared.catalog import Catalog
 from shared.declaration import Declaration
 from shared.errors import Conflict, NotFound
-from shared.ledger import configuration, datasets, deliveries, history, releases, runs
+from shared.ledger import configuration, datasets, deliveries, history, numbering, releases, runs
 from shared.ledger.session import Transaction
 from shared.ledger.tables import arrival, run
 from shared.ledger.transitions import transition
@@ -36,6 +36,7 @@ def plan(
     }
     if waiting is None:
         values |= {"model": model, "state": RunState.WAITING, "reason": reason, "asked": asked, "planned_at": tx.now}
+        values |= numbering.lifted(tx, run)
         id = int(tx.execute(insert(run).values(traceparent=traceparent, **values)).inserted_primary_key[0])
     else:
         id = int(waiting.id)

@@ -25,6 +25,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from shared.clock import Clock, SystemClock
 from shared.errors import ConfigurationError, Unavailable, Undone
+from shared.ledger import copies
 from shared.ledger.postgres import Postgres
 from shared.ledger.sqlite import Sqlite
 from shared.ledger.tables import metadata
@@ -263,35 +264,61 @@ def _open(url: str) -> Database:
     raise ConfigurationError(f"the ledger stands on SQLite or PostgreSQL, not on {backend}")
 
 
-def migrate(url: str) -> None:
-    """Bring the ledger's tables to what this code knows; safe to call at every start, and by two processes in turn.
+def migrate(url: str) -> Path | None:
+    """Bring the ledger's tables to what this code knows, all or nothing; safe to call at every start, and by two processes in turn.
 
-    Raises `Unavailable` when the database stays locked or away: nothing was changed.
+    A SQLite ledger whose tables are to change is copied first; answers with the copy. Raises `Unavailable` when the database stays locked or
+    away, `ConfigurationError` for a ledger that is not ours to change: nothing was changed.
     """
-    if path := Sqlite.path_of(url):
+    path, copy = Sqlite.path_of(url), None
+    if path:
         path.parent.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(url)
     try:
         with ledger.write() as tx, tx.doing("session.migrate"):
             tx.lock("schema")
             config = _alembic()
+            found, known = _revision(tx), _known(config)
+            if found is not None and found not in known:
+                raise ConfigurationError(_advice(found, known))
+            if path and found not in (None, known[-1]):
+                copy = copies.make(path, str(found))
             config.attributes["connection"] = tx.connection
             command.upgrade(config, "head")
     finally:
         ledger.close()
+    return copy
+
+
+def _revision(tx: Transaction) -> str | None:
+    """The schema that the tables have; None where there are none."""
+    if not inspect(tx.connection).has_table("alembic_version"):
+        return None
+    found: str | None = tx.connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return found
+
+
+def _known(config: Config) -> list[str]:
+    """All schemas that this code knows, the oldest first."""
+    return [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()][::-1]
+
+
+def _advice(found: str | None, known: list[str]) -> str:
+    if found is None or found in known:
+        return f"the ledger has schema {found or 'none'}, this program needs {known[-1]}: run `python -m stack migrate`"
+    return (
+        f"the ledger has schema {found}, which this program does not know (it knows {known[0]} to {known[-1]}): start the version of Headrace that "
+        "wrote it, or go back to a copy from before with `python -m stack restore COPY`"
+    )
 
 
 def check_schema(ledger: Ledger) -> None:
     """Raise `ConfigurationError` unless the tables are exactly those that this code knows."""
-    known = ScriptDirectory.from_config(_alembic()).get_current_head()
+    known = _known(_alembic())
     with ledger.read() as tx:
-        found = None
-        if inspect(tx.connection).has_table("alembic_version"):
-            found = tx.connection.scalar(text("SELECT version_num FROM alembic_version"))
-    if found != known:
-        raise ConfigurationError(
-            f"the ledger has schema {found or 'none'}, this program needs {known}: run `python -m stack migrate`"
-        )
+        found = _revision(tx)
+    if found != known[-1]:
+        raise ConfigurationError(_advice(found, known))
 
 
 def await_schema(ledger: Ledger, patience_s: float) -> None:

@@ -22,6 +22,7 @@ from shared.ledger import (
     planning,
     rejections,
     releases,
+    restored,
     retention,
     runs,
     scores,
@@ -33,7 +34,7 @@ from shared.ledger.transitions import TRANSITIONS
 from shared.lifecycle import TRANSITIONS as LEGAL
 
 FLOW = (
-    releases, datasets, arrivals, keys, rejections, planning, runs, attempts, workers, scores, versions, deliveries, retention, tokens
+    releases, datasets, arrivals, keys, rejections, planning, runs, attempts, workers, scores, versions, deliveries, retention, tokens, restored
 )  # fmt: skip
 BEGIN, END = "<!-- from the docstrings: begin -->", "<!-- from the docstrings: end -->"
 NONE, SAME, ANY = "none", "same", "any"

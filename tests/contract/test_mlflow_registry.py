@@ -87,6 +87,7 @@ def registration(bundle: Path) -> Registration:
         model=f"flights-{uuid.uuid4().hex[:12]}",
         run=17,
         token=3,
+        bundle="sha256:" + "b" * 64,
         release="v1.4.0",
         commit="c0ffee" * 6 + "beef",
         cut={
@@ -292,7 +293,7 @@ def test_nothing_of_the_authors_is_imported_or_unpickled(mlflow_server: Server, 
         sys.addaudithook(lambda event, arguments: seen.append(event) if event.startswith(("pickle.", "marshal.loads", "exec")) else None)
         bundle, into, at = Path({str(bundle)!r}), Path({str(tmp_path / "into")!r}), datetime.now(UTC)
         compose(bundle, into, model="evil", run=1, created_at=at, python="3.11.7")
-        MlflowRegistry({mlflow_server.url!r}).register(Registration(model="evil-{uuid.uuid4().hex[:8]}", run=1, token=1, release="v1",
+        MlflowRegistry({mlflow_server.url!r}).register(Registration(model="evil-{uuid.uuid4().hex[:8]}", run=1, token=1, bundle="sha256:b", release="v1",
             commit="0" * 40, cut={{}}, cut_digest="", arrivals=[], parameters={{}}, metrics={{}}, history=[], bundle_dir=bundle,
             composed_dir=into, started_at=at, ended_at=at))
         print("seen:", [event for event in seen if event.startswith("pickle.")], "author_model" in sys.modules)

@@ -1,0 +1,53 @@
+"""What a ledger that was restored from an older copy needs, so that nothing that happened since is taken for something else (FAILURES P4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import select, update
+
+from shared.ledger import history, numbering, planning
+from shared.ledger.session import Transaction
+from shared.ledger.tables import run, version
+from shared.ledger.transitions import transition
+from shared.lifecycle import UNFINISHED, RunState
+
+WHY = "the ledger was restored from a copy; what became of this run since is not known"
+
+
+@dataclass(frozen=True)
+class Anew:
+    """From which number on runs, arrivals and notices are numbered, and which runs gave way to which new ones."""
+
+    above: int
+    cancelled: tuple[int, ...]
+    planned: tuple[int, ...]
+
+
+@transition
+def begin_anew(tx: Transaction, by: str, reason: str = "") -> Anew:
+    """Give new numbers from here on, and put a new run in the place of each that was open in the copy.
+
+    Whoever still holds one of those, or one that the copy does not know, is fenced. A trained run without a version is registered
+    again, or found registered, since its bundle is the same.
+
+    run: waiting | retrying | running → cancelled; none → waiting; trained → same
+    By: the operator, on the command line, while nothing else runs
+    Fence: all open claims and registrations are void afterwards
+    Again: begins anew once more
+    """
+    above = numbering.lift(tx)
+    open_ = select(run).where(run.c.state.in_(UNFINISHED)).order_by(run.c.state == RunState.RUNNING, run.c.id)
+    rows = tx.execute(open_).all()
+    tx.hold_models(*(row.model for row in rows))
+    for row in rows:
+        planning.call_off(tx, row, WHY)
+    known = dict.fromkeys(row.model for row in rows)
+    planned = [planning.plan(tx, model, "the ledger was restored", asked=True) for model in known]
+    unregistered = ~select(version.c.id).where(version.c.run_id == run.c.id).exists()
+    again = update(run).where(run.c.state == RunState.TRAINED, unregistered)
+    tx.execute(again.values(registrations=run.c.registrations + numbering.STEP, registration_lease=None))
+    done = Anew(above, tuple(row.id for row in rows), tuple(id for id in planned if id is not None))
+    after = {"numbers above": above, "cancelled runs": list(done.cancelled), "planned runs": list(done.planned)}
+    history.note(tx, "restore", "ledger", by, reason, after=after)
+    return done
