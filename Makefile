@@ -64,6 +64,10 @@ check: $(READY)  ## format, lint, types, imports, unit tests: in seconds
 test: $(READY)  ## every test; the tests bring the servers that they need
 	@exec $(BIN)/python -m pytest -n 2
 
+.PHONY: fuzz
+fuzz: $(READY)  ## 20,000 generated requests to the API: none a defect, each answer documented
+	@FUZZ_REQUESTS=$${FUZZ_REQUESTS:-24000} exec $(BIN)/python -m pytest tests/contract/test_fuzz.py -q -x
+
 .PHONY: compose-test
 compose-test: $(READY)  ## the stack in containers, from start to end; needs docker compose, or podman-compose
 	@exec $(BIN)/python -m pytest tests/compose/flow.py -q -x --timeout=1800

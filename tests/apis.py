@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
+from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient, Response
 
 from shared.blobs import DiskBlobs, store_tree
@@ -51,6 +52,7 @@ class Api:
     clock: CountingClock
     portal: BlockingPortal
     client: AsyncClient
+    app: FastAPI
     secrets: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -83,15 +85,21 @@ class Api:
 
 
 @contextmanager
-def serve(directory: Path, config: str = ledgers.CONFIG) -> Iterator[Api]:
-    ledger, _ = ledgers.in_memory(config)
+def serve(directory: Path, config: str = ledgers.CONFIG, database: Path | None = None) -> Iterator[Api]:
+    """On a ledger in memory, or on `database`, a migrated file."""
+    if database is None:
+        ledger, _ = ledgers.in_memory(config)
+    else:
+        ledger = Ledger(f"sqlite:///{database}")
+        ledgers.put_config(ledger, config)
     clock = CountingClock()
     ledger.go_by(clock)
     stores = Stores(ledger, DiskBlobs(directory / "blobs"), DiskLogs(directory / "logs"))
     with start_blocking_portal() as portal:
-        transport = ASGITransport(create_app(stores), raise_app_exceptions=False)
+        app = create_app(stores)
+        transport = ASGITransport(app, raise_app_exceptions=False)
         client = AsyncClient(transport=transport, base_url="http://headrace.test")
-        yield Api(stores, clock, portal, client, make_tokens(ledger))
+        yield Api(stores, clock, portal, client, app, make_tokens(ledger))
         portal.call(client.aclose)
     ledger.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 from shared.errors import Refused
@@ -19,7 +20,7 @@ def check(value: object) -> dict[str, float]:
     for name, number in value.items():
         if not isinstance(name, str) or not 0 < len(name) <= 250 or not name.isprintable():
             raise Refused("invalid_metric: a metric has a name of 1 to 250 printable characters")
-        if type(number) not in (int, float) or not math.isfinite(number):
+        if type(number) not in (int, float) or abs(number) > sys.float_info.max or math.isnan(number):
             raise Refused(f"invalid_metric: {name} is no finite number")
     return {name: float(number) for name, number in value.items()}
 
