@@ -44,6 +44,29 @@ _PASSED_ON = (
 _SSH = "ssh -oBatchMode=yes -oConnectTimeout=15 -oServerAliveInterval=15 -oServerAliveCountMax=4"
 
 
+_FLOORS = ((2, 39, 4), (2, 40, 2), (2, 41, 1), (2, 42, 2), (2, 43, 4), (2, 44, 1), (2, 45, 1))
+"""The first release of each line in which a cloned repository can no longer run code (CVE-2024-32002, -32004, -32465)."""
+
+
+def too_old(said: str) -> str | None:
+    """What to do about the git that has said its version, if it is an old one."""
+    found = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", said)
+    version = tuple(int(part or 0) for part in found.groups()) if found else (0, 0, 0)
+    floor = next((floor for floor in _FLOORS if floor[:2] == version[:2]), _FLOORS[0])
+    if version >= floor:
+        return None
+    what = f"{said.strip()[:60]} has known holes" if found else "there is no git on the PATH"
+    return f"{what}; install git {'.'.join(map(str, floor))} or newer"
+
+
+def version() -> str:
+    """What git says of itself; nothing where there is none."""
+    try:
+        return subprocess.run(["git", "--version"], capture_output=True, text=True, check=False, timeout=10).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
 class GitFailed(Transient):
     """git could not do it: the server is away, refuses the credentials, or has no such repository."""
 

@@ -89,8 +89,11 @@ class DiskLogs:
             raise Refused("offset and limit of a log are not negative")
         try:
             with self._place(name).open("rb", buffering=0) as stream:
+                size = os.fstat(stream.fileno()).st_size
+                if offset >= size:  # nor is the kernel asked about offsets that it does not know
+                    return b"", size
                 data = os.pread(stream.fileno(), limit, offset)
-                return data, os.fstat(stream.fileno()).st_size
+                return data, max(size, offset + len(data))
         except FileNotFoundError:
             return b"", 0
 

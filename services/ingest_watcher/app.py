@@ -9,6 +9,7 @@ import structlog
 
 from services.ingest_watcher.loop import Loop, Wake
 from services.ingest_watcher.roster import JOIN_S, Roster
+from shared import git
 from shared import log as structured_log
 from shared.celery_app import make_app
 from shared.errors import HeadraceError
@@ -74,6 +75,8 @@ def main() -> int:
     except HeadraceError as error:
         log.critical("watcher.cannot_start", why=error.message)
         return 1
+    if advice := git.too_old(git.version()):
+        log.warning("git_is_old", advice=advice)
     settings.announce_ready()
     log.info("watcher.ready", worker=settings.worker)
     code = watcher.run(stop)

@@ -63,6 +63,18 @@ _NEVER: tuple[Network, ...] = tuple(
         "5f00::/16",  # segment routing
     )
 )
+_NEVER_INSIDE: tuple[Network, ...] = tuple(
+    ip_network(text)
+    for text in (
+        "169.254.0.0/16",
+        "fe80::/10",
+        "fd00:ec2::/32",
+        "168.63.129.16/32",
+        "192.0.0.0/24",
+        "100.100.100.200/32",
+    )
+)
+"""Where clouds tell a machine its credentials: no receiver of webhooks, also where a private network is allowed."""
 _NAT64 = IPv6Network("64:ff9b::/96")
 
 
@@ -126,6 +138,8 @@ def is_allowed(address: Address, allowed: Sequence[Network] = ()) -> bool:
     inner = _embedded(address)
     if inner is not None:
         return is_allowed(inner, allowed)
+    if address.is_multicast or any(address in network for network in _NEVER_INSIDE):
+        return False
     if any(address in network for network in allowed):
         return True
     special = address.is_multicast or address.is_reserved or any(address in network for network in _NEVER)

@@ -21,7 +21,7 @@ from services.trainer.failures import Stopped
 from services.trainer.heart import Heart
 from services.trainer.lookout import Due, Lookout, Slots
 from services.trainer.tidy import DiskTidy
-from shared import messages
+from shared import git, messages
 from shared.blobs import make_blobs
 from shared.celery_app import make_app, work
 from shared.errors import HeadraceError
@@ -108,6 +108,8 @@ def _connect(settings: Settings, lookout: Lookout, tidy: DiskTidy) -> None:
     def started(**_: Any) -> None:
         lookout.start()
         tidy.start()
+        if advice := git.too_old(git.version()):
+            log.warning("git_is_old", advice=advice)
         settings.announce_ready()
         log.info("trainer_ready", compute_class=settings.compute_class, slots=settings.slots)
 

@@ -14,7 +14,7 @@ import pytest
 
 from shared import worktree
 from shared.errors import NotFound, Refused
-from shared.git import GitFailed, Mirror, check_ref, check_url, highest_version, resolve
+from shared.git import GitFailed, Mirror, check_ref, check_url, highest_version, resolve, too_old, version
 
 HOME = Path(__file__).parents[2]
 FETCH = """
@@ -619,3 +619,25 @@ def test_only_a_whole_commit_id_names_a_commit(commit: str, mirror: Mirror, tmp_
     for ask in (mirror.has, mirror.fetch, mirror.files, lambda text: mirror.checkout(text, tmp_path / "work")):
         with pytest.raises(Refused, match="40 hex digits"):
             ask(commit)
+
+
+@pytest.mark.parametrize(
+    ("said", "old"),
+    [
+        ("git version 2.39.5", False),
+        ("git version 2.39.3 (Apple Git-146)", True),
+        ("git version 2.43.0", True),
+        ("git version 2.43.4", False),
+        ("git version 2.47.1.windows.1", False),
+        ("git version 1.8.3.1", True),
+        ("", True),
+    ],
+)
+def test_a_git_with_known_holes_is_told_with_the_version_to_install(said: str, old: bool) -> None:
+    advice = too_old(said)
+    assert (advice is not None) is old
+    assert advice is None or "install git 2." in advice
+
+
+def test_the_git_of_this_machine_says_its_version() -> None:
+    assert version().startswith("git version ")

@@ -117,6 +117,12 @@ def test_a_negative_offset_or_limit_is_refused(offset: int, limit: int, logs: Lo
         logs.read(NAME, offset, limit)
 
 
+@pytest.mark.parametrize("offset", [5, 10**6, 2**63 - 1, 10**18])
+def test_beyond_the_end_there_is_nothing_and_the_size_is_told(offset: int, logs: Logs) -> None:
+    logs.append(NAME, b"hello")
+    assert logs.read(NAME, offset, 262_144) == (b"", 5)
+
+
 @pytest.mark.parametrize("wrong", ["", "s4://bucket", "file://host/logs", "logs"])
 def test_an_unknown_store_is_refused(wrong: str) -> None:
     with pytest.raises(ConfigurationError, match="file:///directory"):

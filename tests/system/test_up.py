@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -134,6 +135,24 @@ def test_all_of_it_listens_on_loopback_alone(shared_up: Up) -> None:
     addresses = {(words[1].split(":")[0], int(words[1].split(":")[1], 16)) for words in listening if words[3] == "0A"}
     assert {address for address, port in addresses if port in ports} == {"0100007F"}
     assert ports <= {port for _, port in addresses}
+
+
+def test_no_process_of_it_listens_anywhere_else(shared_up: Up) -> None:
+    """By the sockets that its processes hold, on whatever port: nothing is reached from outside, and nothing listens that nobody knows of."""
+    held = set()
+    for pid in family_of(shared_up.endpoints()["pids"].values()):
+        for path in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                held |= set(re.findall(r"socket:\[(\d+)\]", os.readlink(path)))
+    listening = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and words[9] in held:
+                listening.add((words[1].split(":")[0], int(words[1].split(":")[1], 16)))
+    told = shared_up.endpoints()
+    assert {address for address, _ in listening} == {"0100007F"}
+    assert {port for _, port in listening} == {int(told[name].rpartition(":")[2]) for name in ADDRESSES}
 
 
 def test_no_secret_stands_on_a_command_line(shared_up: Up) -> None:

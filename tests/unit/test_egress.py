@@ -72,6 +72,23 @@ def test_the_operator_can_allow_a_private_network_and_only_that(address: str, al
     assert is_allowed(ip_address(address), LOOPBACK) is allowed
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "169.254.169.254",
+        "::ffff:a9fe:a9fe",
+        "fd00:ec2::254",
+        "fe80::1",
+        "100.100.100.200",
+        "168.63.129.16",
+        "224.0.0.1",
+        "ff02::1",
+    ],
+)
+def test_where_a_cloud_keeps_a_machines_credentials_nothing_is_sent_whatever_is_allowed(address: str) -> None:
+    assert not is_allowed(ip_address(address), (ip_network("0.0.0.0/0"), ip_network("::/0")))
+
+
 @pytest.mark.parametrize("port", [0, 1, 22, 25, 110, 2375, 3306, 5432, 6379, 9200, 11211, 27017])
 def test_a_port_of_another_service_is_refused(port: int) -> None:
     with pytest.raises(Blocked, match="blocked_port"):
