@@ -20,7 +20,7 @@ from tests.system.product import SECRET, Product
 NOSY = '''\
 """A model that looks for whatever of the platform its own user may read, and prints it."""
 
-import sys
+import os
 
 
 def train(job):
