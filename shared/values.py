@@ -202,10 +202,12 @@ def rule(pattern: str, sentence: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+NAME = r"[a-z0-9][a-z0-9._-]{0,62}"
+"""The one rule for what may become a path, a queue, a ref, a tag or an alias."""
 Name = Annotated[
     str,
     rule(
-        r"[a-z0-9][a-z0-9._-]{0,62}",
+        NAME,
         "a name (at most 63 small letters, digits and . _ -, with a letter or digit first)",
     ),
     Field(title="name"),

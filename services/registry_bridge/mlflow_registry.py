@@ -28,9 +28,10 @@ from services.registry_bridge.registration import (
 )
 from shared.errors import Fenced, Permanent, Refused, Unavailable
 from shared.manifest import check_path
+from shared.values import NAME
 
 CHAMPION = "champion"
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_NAME = re.compile(NAME)
 _SOURCE = re.compile(r"models:/(m-[0-9a-f]{32})")
 _MISSING, _EXISTS, _INVALID = "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_PARAMETER_VALUE"
 

@@ -11,17 +11,22 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from headrace.warden import Confined, Warded
 
+from services.trainer.checkout import Workshop
 from services.trainer.failures import AttemptFailed
 from services.trainer.limits import machine_memory
 from services.trainer.users import Users
+from shared import declaration
 from shared.catalog import Limits
 from shared.errors import ConfigurationError, Unavailable
+from shared.ledger.releases import Release
 from shared.logs import DiskLogs
+from shared.settings import Settings
 from shared.values import Bytes
 from tests.children import train
 
@@ -290,6 +295,51 @@ def test_a_user_of_its_own_harms_nobody_else(public_place: Path, body: str, kind
     finally:
         bystander.kill()
         bystander.wait()
+
+
+@needs_root
+def test_what_the_trainer_prepares_can_be_read_by_a_user_of_its_own_and_not_found_by_looking(
+    public_place: Path,
+) -> None:
+    repository = public_place / "model.git"
+    repository.mkdir()
+    (repository / "pyproject.toml").write_text('[project]\nname = "m"\nversion = "1"\ndependencies = []\n')
+    (repository / "src").mkdir()
+    (repository / "src" / "small.py").write_text("QUALITY = 1\n")
+    git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@example.com"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *words], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    state = public_place / "state"
+    was = os.umask(0o077)  # as in the stack
+    try:
+        state.mkdir()
+        told = {"ledger_url": "sqlite://", "redis_url": "r", "blobs_url": "b", "logs_url": "l", "child_uids": UIDS}
+        workshop = Workshop(Settings(state_dir=state, **told))
+        release = Release(1, "m", "v1", commit, declaration.example(), datetime.now(UTC))
+        with workshop.prepared(repository.as_uri(), release, lambda _: None) as prepared:
+            environment = prepared.python.parent.parent
+            code = f"""
+import os
+print(open({str(prepared.checkout / "src" / "small.py")!r}).read(), open({str(environment / "pyvenv.cfg")!r}).read(30))
+for act in (lambda: os.listdir({str(prepared.checkout.parent)!r}), lambda: os.listdir({str(environment.parent)!r}),
+            lambda: os.listdir({str(state / "git")!r}), lambda: open({str(environment / "lib" / "x")!r}, "w"),
+            lambda: open({str(prepared.checkout / "x")!r}, "w"), lambda: os.listdir({str(state / "trainer" / "uv-cache")!r})):
+    try:
+        act()
+        print("REACHED")
+    except PermissionError:
+        print("refused")
+"""
+            log = public_place / "log"
+            argv = [public_python(), "-I", "-S", "-c", code]
+            child = Warded.start(argv, log=log, env={}, confined=Confined(64, 10**6, None, 293000))
+            assert (child.wait(30) or child.kill()) is not None
+    finally:
+        os.umask(was)
+    said = log.read_text()
+    assert "QUALITY = 1" in said, said
+    assert (said.count("refused"), said.count("REACHED")) == (6, 0), said
 
 
 @needs_root

@@ -69,6 +69,11 @@ def test_only_the_server_has_the_whole_of_mlflow() -> None:
     assert [group for group in processes if "mlflow-skinny" in packages(group)] == ["bridge", "mlflow"]
 
 
+def test_the_api_has_nothing_that_reads_forms() -> None:
+    """No operation takes one, and what reads them has had its holes (CVE-2026-42561)."""
+    assert not {"python-multipart", "multipart"} & packages("api")
+
+
 def test_the_image_is_built_with_the_uv_of_the_makefile() -> None:
     version = (ROOT / "Makefile").read_text().split("UV_VERSION := ")[1].split()[0]
     assert f"ARG UV_VERSION={version}\n" in (ROOT / "deploy" / "Dockerfile").read_text()

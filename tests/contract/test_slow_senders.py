@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,12 +19,13 @@ from shared.logs import DiskLogs
 from stack import serve
 from stack.api import create_app
 from tests import ledgers
+from tests.apis import make_tokens
 
 HEAD_S = 0.5
 
 
 @pytest.fixture
-def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[uvicorn.Server]:
     monkeypatch.setattr(serve, "HEAD_S", HEAD_S)
     ledger, _ = ledgers.in_memory(ledgers.CONFIG)
     app = create_app(Stores(ledger, DiskBlobs(tmp_path / "blobs"), DiskLogs(tmp_path / "logs")))
@@ -33,11 +34,17 @@ def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: server.run([listener]))
     thread.start()
-    yield int(listener.getsockname()[1])
+    server.port, server.token = int(listener.getsockname()[1]), make_tokens(ledger)["all"]
+    yield server
     server.should_exit = True
     thread.join(20)
     listener.close()
     ledger.close()
+
+
+@pytest.fixture
+def port(server: uvicorn.Server) -> int:
+    return int(server.port)
 
 
 WHOLE = b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -82,6 +89,25 @@ def test_three_hundred_that_connect_and_reset_leave_it_serving(port: int) -> Non
         connection.close()
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
         assert answer.status == 200
+
+
+def test_those_who_leave_while_they_wait_for_news_leave_nothing_behind(server: uvicorn.Server) -> None:
+    head = f"GET /v1/notices?wait=30 HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {server.token}\r\n\r\n".encode()
+    waiting = [socket.create_connection(("127.0.0.1", server.port), timeout=5) for _ in range(60)]
+    for connection in waiting:
+        connection.sendall(head)
+    _eventually(lambda: len(server.server_state.tasks) == 60)
+    for connection in waiting:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        connection.close()
+    _eventually(lambda: not server.server_state.tasks and not server.server_state.connections)
+
+
+def _eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_slow_answer_is_no_slow_sender(port: int) -> None:

@@ -226,6 +226,21 @@ def test_every_method_may_be_called_after_the_end_and_from_many_threads(log: Pat
     assert warded.kill() == warded.terminate(1) == warded.wait() == warded.poll() == Ending(None, 9)
 
 
+def test_children_that_have_ended_leave_no_zombie(log: Path) -> None:
+    for _ in range(20):
+        assert python("pass", log).wait(10) == Ending(0, None)
+    own = [path for path in Path("/proc").glob("[0-9]*/stat") if _is_zombie_of(path, os.getpid())]
+    assert own == []
+
+
+def _is_zombie_of(stat: Path, parent: int) -> bool:
+    try:
+        fields = stat.read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return fields[0] == "Z" and int(fields[1]) == parent
+
+
 def test_wait_gives_up_after_its_timeout(log: Path) -> None:
     warded = python("import time; time.sleep(300)", log)
     assert warded.wait(0.05) is None

@@ -137,6 +137,29 @@ def test_all_of_it_listens_on_loopback_alone(shared_up: Up) -> None:
     assert ports <= {port for _, port in addresses}
 
 
+@pytest.mark.parametrize(
+    "source", ["file:///etc", "/etc", "models:/m-1/../../etc", "mlflow-artifacts:/../../etc", "s3://b/x"]
+)
+def test_mlflow_takes_no_version_whose_files_lie_elsewhere(shared_up: Up, source: str) -> None:
+    """Such a version would read the server's own files to whoever asks."""
+    address = shared_up.endpoints()["mlflow"] + "/api/2.0/mlflow/"
+    post(address + "registered-models/create", {"name": "foreign"})
+    status, said = post(address + "model-versions/create", {"name": "foreign", "source": source})
+    assert status == 400, said
+
+
+def test_mlflow_runs_no_jobs(shared_up: Up) -> None:
+    """The routes of its job server ask for no password."""
+    for path in ("jobs/", "jobs/search"):
+        assert (
+            post(
+                f"{shared_up.endpoints()['mlflow']}/ajax-api/3.0/{path}",
+                {"function_fullname": "os.system", "params": {}},
+            )[0]
+            >= 400
+        )
+
+
 def test_no_process_of_it_listens_anywhere_else(shared_up: Up) -> None:
     """By the sockets that its processes hold, on whatever port: nothing is reached from outside, and nothing listens that nobody knows of."""
     held = set()
@@ -237,6 +260,16 @@ def test_a_taken_port_is_refused_by_its_key_before_anything_starts(up: Up, share
     assert f"port {port} cannot be had" in up.said()
     assert "api_port under [stack]" in up.said()
     assert "is up" not in up.said()
+
+
+def post(url: str, body: object) -> tuple[int, str]:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
 
 
 def get(url: str, authorization: str | None = None) -> tuple[int, str]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import Field
 
+from shared import values
 from shared.cuts import Cut
 from shared.http import Here, Operator, Paged, Reader, body, takes
 from shared.ledger import Transaction, attempts, fates, planning, releases, repeats, runs, versions
@@ -17,7 +18,7 @@ from shared.values import Strict
 
 router = APIRouter(prefix="/v1", tags=["runs"], responses=EVERYWHERE)
 
-NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+NAME = f"^{values.NAME}$"
 
 RunId = Annotated[int, Path(ge=1, lt=2**63)]
 Reason = Annotated[str, Field(min_length=1, max_length=500, title="text of 1 to 500 characters")]
