@@ -5,6 +5,7 @@ CONFIG ?= headrace.toml
 STATE ?= .headrace
 NAME ?= $(USER)
 SCOPES ?= read
+MINUTES ?= 30
 BIN := .venv/bin
 READY := .venv/.filled
 # Byte code is what makes a start of MLflow or scikit-learn three to five times as fast.
@@ -75,6 +76,10 @@ compose-test: $(READY)  ## the stack in containers, from start to end; needs doc
 .PHONY: bench
 bench: $(READY)  ## from a commit of 1,000 rows to the consumer's webhook, beside a bare script
 	@exec $(BIN)/python -m bench
+
+.PHONY: soak
+soak: $(READY)  ## the stack at work for MINUTES=30, and whether memory, descriptors, Redis or the WAL grow
+	@exec $(BIN)/python -m bench.soak --minutes $(MINUTES)
 
 .PHONY: clean
 clean:  ## remove .venv and what was built; never the state of a stack
