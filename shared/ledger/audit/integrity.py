@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from sqlalchemy.exc import DatabaseError
+
 from shared.audit import Sheet
-from shared.ledger.session import Ledger
+from shared.ledger.session import Ledger, Transaction
 from shared.ledger.tables import metadata
 
 LEDGER = "ledger"
+MOST = 200
+_BACK = "stop the stack, keep a copy of the file and go back to the last backup (`sqlite3 ledger.db .recover` saves what can be saved)"
+_GONE = "rows were deleted beside Headrace: go back to a copy of the ledger"
 
 
 def integrity(ledger: Ledger, sheet: Sheet) -> None:
@@ -14,20 +19,25 @@ def integrity(ledger: Ledger, sheet: Sheet) -> None:
     sheet.looked(LEDGER, "tables", len(metadata.tables))
     if ledger.engine.dialect.name != "sqlite":
         return
-    do = "stop the stack, keep a copy of the file, and go back to the last backup (`sqlite3 ledger.db .recover` saves what can be saved)"
     with ledger.read() as tx:
-        said = [str(row[0]) for row in tx.connection.exec_driver_sql("PRAGMA quick_check(20)")]
+        whole = _is_whole(tx, sheet)
+    if whole:
+        with ledger.read() as tx:
+            _check_references(tx, sheet)
+
+
+def _is_whole(tx: Transaction, sheet: Sheet) -> bool:
+    try:
+        said = [str(row[0]) for row in tx.connection.exec_driver_sql(f"PRAGMA quick_check({MOST})")]
+    except DatabaseError as error:  # so damaged that even this is not answered
+        said = [str(error.orig)]
     for number, line in enumerate(said):
         if line != "ok":
-            sheet.violated(LEDGER, "damaged", f"SQLite says of the ledger's file: {line[:300]}", do, line=number)
-    with ledger.read() as tx:
-        for row in tx.connection.exec_driver_sql("PRAGMA foreign_key_check").fetchmany(200):
-            what = f"row {row[1]} of the table {row[0]} points at a row of {row[2]} that is not there"
-            sheet.violated(
-                LEDGER,
-                "foreign_key",
-                what,
-                "somebody deleted rows beside Headrace: go back to a copy",
-                table=row[0],
-                row=row[1],
-            )
+            sheet.violated(LEDGER, "damaged", f"SQLite says of the ledger's file: {line[:300]}", _BACK, line=number)
+    return said == ["ok"]
+
+
+def _check_references(tx: Transaction, sheet: Sheet) -> None:
+    for row in tx.connection.exec_driver_sql("PRAGMA foreign_key_check").fetchmany(MOST):
+        what = f"row {row[1]} of the table {row[0]} points at a row of {row[2]} that is not there"
+        sheet.violated(LEDGER, "foreign_key", what, _GONE, table=row[0], row=row[1])

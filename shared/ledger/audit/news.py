@@ -14,6 +14,7 @@ from shared import notices
 from shared.audit import Sheet
 from shared.catalog import Catalog, Keep
 from shared.errors import HeadraceError
+from shared.ledger.audit.versions import AUTOMATIC
 from shared.ledger.audit.walk import walk
 from shared.ledger.session import Ledger, Transaction
 from shared.ledger.tables import configuration, counter, delivery, notice, promotion, run, tidying, verdict, version
@@ -177,20 +178,23 @@ def tidings(ledger: Ledger, sheet: Sheet) -> None:
 
 
 def _judged(tx: Transaction, runs: list[int]) -> Told:
-    """What became of these runs' versions and when: promotions that have been served, and verdicts that led to none."""
+    """What became of these runs' versions and when: promotions that have been served, and verdicts that did not promote by themselves."""
     happened: Told = Counter()
-    intended = set()
-    promoted = select(version.c.run_id, promotion.c.kind, promotion.c.intended_at, promotion.c.served_at)
-    for row in tx.execute(
-        promoted.join(promotion, promotion.c.version_id == version.c.id).where(version.c.run_id.in_(runs))
-    ):
-        intended.add((row.run_id, row.intended_at))
+    at_once = set()
+    promoted = select(
+        version.c.run_id, promotion.c.kind, promotion.c.actor, promotion.c.intended_at, promotion.c.served_at
+    )
+    promoted = promoted.join(promotion, promotion.c.version_id == version.c.id).where(version.c.run_id.in_(runs))
+    for row in tx.execute(promoted):
+        if row.actor == AUTOMATIC:
+            at_once.add((row.run_id, row.intended_at))
         if row.served_at is not None:
             kind = NoticeType.VERSION_ROLLED_BACK if row.kind == "rolled_back" else NoticeType.VERSION_PROMOTED
             happened[row.run_id, str(kind), row.served_at] += 1
     judged = select(version.c.run_id, verdict.c.decision, verdict.c.judged_at)
-    for row in tx.execute(judged.join(verdict, verdict.c.version_id == version.c.id).where(version.c.run_id.in_(runs))):
-        if (row.run_id, row.judged_at) not in intended:
+    judged = judged.join(verdict, verdict.c.version_id == version.c.id).where(version.c.run_id.in_(runs))
+    for row in tx.execute(judged):
+        if row.decision != "promote" or (row.run_id, row.judged_at) not in at_once:
             kind = NoticeType.VERSION_REJECTED if row.decision == "reject" else NoticeType.VERSION_AWAITING
             happened[row.run_id, str(kind), row.judged_at] += 1
     return happened

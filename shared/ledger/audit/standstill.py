@@ -57,11 +57,12 @@ def _at(moment: datetime) -> str:
 
 
 def _free(tx: Transaction) -> Counter[str]:
-    """Slots by compute class that are free, of workers that have told of themselves."""
+    """Slots by compute class that are free, by what their workers tell of themselves (a score takes one too) and by the runs they hold."""
     free: Counter[str] = Counter()
     for one in workers.alive(tx, WORKER_SEEN):
         free[one.compute_class] += max(0, one.slots - one.busy)
-    return free
+    held = workers.free_slots(tx, WORKER_SEEN)
+    return Counter({name: min(number, held.get(name, 0)) for name, number in free.items()})
 
 
 def _due(tx: Transaction, sheet: Sheet) -> None:
@@ -73,7 +74,7 @@ def _due(tx: Transaction, sheet: Sheet) -> None:
     sheet.looked("I10", "due runs", 0)
     for head in tx.execute(heads.group_by(run.c.compute_class)):
         sheet.looked("I10", "due runs", head.number)
-        if head.since < tx.now - QUIET and free[head.compute_class]:
+        if head.since < tx.now - QUIET and free[head.compute_class] > 0:
             row = tx.execute(
                 select(run).where(due, run.c.compute_class == head.compute_class).order_by(since, run.c.id).limit(1)
             ).one()
@@ -132,7 +133,7 @@ def _unscored(tx: Transaction, sheet: Sheet) -> None:
         first.setdefault(row.compute_class, row)
     sheet.looked("I10", "wanted scores", sum(open_.values()))
     for name, row in first.items():
-        if name not in held and free[name] and _settled_since(tx, row.run_id) < tx.now - QUIET:
+        if name not in held and free[name] > 0 and _settled_since(tx, row.run_id) < tx.now - QUIET:
             what = f"a score of run {row.run_id} is wanted, a worker of class {name} is free, and none makes it"
             sheet.violated("I10", "not_scored", what, _TRAINER.format(name), run=row.run_id)
 

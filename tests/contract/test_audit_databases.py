@@ -1,0 +1,68 @@
+"""The same audit on every database that the ledger stands on; and of a file that is damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from shared.audit import Sheet
+from shared.ledger import Ledger
+from shared.ledger.audit.integrity import integrity
+from shared.ledger.audit.walk import walk
+from tests import audited, ledgers
+from tests.ledgers import CONFIG, HandClock
+
+WRONG = (
+    "UPDATE run SET token = 3 WHERE model = 'delays' AND state = 'failed'",
+    "UPDATE promotion SET replaces_id = NULL",
+    "UPDATE counter SET value = value + 1",
+    "UPDATE arrival SET event_id = 'e-1', source = '/loader'",
+    "DROP INDEX uq_run_waiting",
+    "UPDATE run SET state = 'waiting', sentence = '' WHERE state = 'cancelled'",
+    "UPDATE dataset SET lease_until = NULL",
+)
+KINDS = {"token", "chain", "counter", "arrival_twice", "two_waiting", "not_planned"}
+
+
+def test_what_is_right_is_clean_and_what_is_wrong_is_told_on_every_database(ledger: Ledger, clock: HandClock) -> None:
+    audited.furnish(ledger, clock)
+    assert not audited.found(ledger)
+    try:
+        with ledger.engine.begin() as connection:
+            for statement in WRONG:
+                connection.execute(text(statement))
+        assert {one.kind for one in audited.found(ledger)} >= KINDS
+    finally:
+        with ledger.engine.begin() as connection:
+            connection.execute(text("UPDATE run SET state = 'cancelled'"))
+            connection.execute(text("CREATE UNIQUE INDEX uq_run_waiting ON run (model) WHERE state = 'waiting'"))
+
+
+def test_a_history_of_several_pages_is_walked_to_its_end(
+    ledger: Ledger, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(walk, "__defaults__", (2,))
+    audited.furnish(ledger, clock)
+    sheet = audited.audited(ledger)
+    assert not sheet.found
+    assert sheet.counts["I5"]["runs"] == 7
+    assert sheet.counts["I1"]["arrivals"] == 7
+
+
+def test_a_damaged_file_is_told(ledger_file: Path) -> None:
+    ledger = Ledger(f"sqlite:///{ledger_file}", HandClock())
+    ledgers.put_config(ledger, CONFIG)
+    for _ in range(60):
+        ledgers.grow(ledger)
+    ledger.engine.dispose()
+    with ledger_file.open("r+b") as file:
+        file.seek(0, 2)
+        half = file.tell() // 2 // 4096 * 4096
+        file.seek(half)
+        file.write(b"\xff" * 4096)
+    sheet = Sheet()
+    integrity(ledger, sheet)
+    ledger.close()
+    assert "damaged" in {one.kind for one in sheet.found.values()}
