@@ -40,6 +40,22 @@ def test_what_is_right_is_clean_and_what_is_wrong_is_told_on_every_database(ledg
             connection.execute(text("CREATE UNIQUE INDEX uq_run_waiting ON run (model) WHERE state = 'waiting'"))
 
 
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_two_versions_of_a_run_are_told_where_the_index_is_gone(ledger: Ledger, clock: HandClock) -> None:
+    audited.furnish(ledger, clock)
+    with ledger.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE version DROP CONSTRAINT uq_version_run_id"))
+        connection.execute(text("UPDATE version SET run_id = (SELECT min(run_id) FROM version)"))
+    told = [one for one in audited.found(ledger) if one.kind == "two_versions"]
+    with ledger.engine.begin() as connection:
+        connection.execute(text("DELETE FROM verdict"))
+        connection.execute(text("DELETE FROM promotion"))
+        connection.execute(text("DELETE FROM version"))
+        connection.execute(text("ALTER TABLE version ADD CONSTRAINT uq_version_run_id UNIQUE (run_id)"))
+    assert len(told) == 1
+    assert "has 4 versions" in told[0].what
+
+
 def test_a_history_of_several_pages_is_walked_to_its_end(
     ledger: Ledger, clock: HandClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

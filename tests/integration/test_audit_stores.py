@@ -103,6 +103,11 @@ class Live:
         self.blobs.put_bytes(manifest.canonical())
         return manifest.digest
 
+    def plant(self, statement: str) -> None:
+        """Behind the back of the transitions."""
+        with self.ledger.engine.begin() as connection:
+            connection.exec_driver_sql(statement)
+
     def digest(self, number: int) -> str:
         with self.ledger.read() as tx:
             return str(versions.find(tx, self.name, number).digest).removeprefix("sha256:")
@@ -203,8 +208,7 @@ def test_a_version_that_mlflow_has_lost_is_told_unless_it_was_tidied(live: Live)
     live.mlflow.delete("model-versions/delete", {"name": live.name, "version": "2"})
     told = only(live.told("I6"))
     assert (told.kind, told.ids["version"]) == ("not_in_mlflow", 2)
-    with live.ledger.write() as tx:
-        tx.connection.exec_driver_sql("UPDATE version SET tidied_at = registered_at WHERE number = 2")
+    live.plant("UPDATE version SET tidied_at = registered_at WHERE number = 2")
     assert not live.told("I6")
 
 
@@ -246,8 +250,7 @@ def test_a_version_of_a_run_that_was_not_trained_is_an_orphan_and_one_that_is_be
 
 
 def test_a_token_that_the_ledger_never_gave_is_told(live: Live) -> None:
-    with live.ledger.write() as tx:
-        tx.connection.exec_driver_sql("UPDATE run SET registrations = 0 WHERE id = 2")
+    live.plant("UPDATE run SET registrations = 0 WHERE id = 2")
     assert {(one.kind, one.ids["run"]) for one in live.told("I5")} == {("registration_token", 2)}
 
 
@@ -402,8 +405,7 @@ def test_without_a_ledger_the_command_exits_with_2_and_makes_none(live: Live, tm
 
 
 def test_a_ledger_of_another_schema_is_not_judged(live: Live) -> None:
-    with live.ledger.write() as tx:
-        tx.connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'future'")
+    live.plant("UPDATE alembic_version SET version_num = 'future'")
     done = command(live.settings)
     assert done.returncode == 2
     assert "schema future" in done.stdout

@@ -196,6 +196,14 @@ class Product:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def audit(self) -> None:
+        """Everything that is promised holds, on the stack as it runs: `make audit` as an operator would say it."""
+        reached = {key: value for key, value in self.elsewhere.items() if not key.startswith("HEADRACE_")}
+        environment = {**os.environ, **reached, "HEADRACE_SETTINGS": str(self.state / "settings.json")}
+        argv = [sys.executable, "-m", "stack", "audit", "--state", str(self.state), "--json"]
+        done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+
     def add_model(
         self,
         name: str,

@@ -25,6 +25,7 @@ def product_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]
     try:
         started.start()
         yield started
+        started.audit()  # what was tidied away is not missed
     finally:
         started.stop()
 

@@ -103,10 +103,6 @@ PLANTED = {
         "UPDATE run SET bundle = NULL WHERE id = 3",
         ("I5", "bundle", {"run": 3}),
     ),
-    "two versions of a run": (
-        COPY.format("version") + "CREATE UNIQUE INDEX there ON version (id);" "UPDATE version SET run_id = 2 WHERE number = 3",
-        ("I6", "two_versions", {"run": 2}),
-    ),
     "a version of a run that was not trained": (
         "UPDATE version SET run_id = 5 WHERE number = 4",
         ("I6", "version_of", {"model": "delays", "version": 4, "run": 5}),

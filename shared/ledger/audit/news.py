@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from itertools import accumulate
 from typing import Any
 
 from pydantic import ValidationError
@@ -97,19 +99,22 @@ class _Wishes:
     """Which subscriptions were in force when a notice was written; None close to a change, or where that configuration is not understood any more."""
 
     def __init__(self, eras: Sequence[Any]) -> None:
-        self._eras = eras
+        self._eras = sorted(eras, key=lambda one: one.applied_at)
+        self._newest = list(accumulate((one.id for one in self._eras), max))  # the clock may have been set back
         self._read: tuple[int, Catalog | None] = (0, None)
 
     def at(self, tx: Transaction, row: Any) -> list[str] | None:
-        era = max((one for one in self._eras if one.applied_at < row.at), key=lambda one: one.id, default=None)
-        if era is None or any(abs(one.applied_at - row.at) < ERA_MARGIN for one in self._eras):
+        place = bisect_left(self._eras, row.at, key=lambda one: one.applied_at)
+        close = self._eras[max(0, place - 1) : place + 1]
+        if place == 0 or any(abs(one.applied_at - row.at) < ERA_MARGIN for one in close):
             return None
-        if self._read[0] != era.id:
-            body = tx.execute(select(configuration.c.body).where(configuration.c.id == era.id)).scalar_one()
+        era = self._newest[place - 1]
+        if self._read[0] != era:
+            body = tx.execute(select(configuration.c.body).where(configuration.c.id == era)).scalar_one()
             try:
-                self._read = (era.id, Catalog.from_json(body))
+                self._read = (era, Catalog.from_json(body))
             except (HeadraceError, ValueError):
-                self._read = (era.id, None)
+                self._read = (era, None)
         catalog = self._read[1]
         if catalog is None:
             return None
