@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine, StaticPool, create_engine, event, mak
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from shared.errors import Unavailable
+from shared.ledger import place
 
 BUSY_TIMEOUT_S = 15.0
 CHANGE_TICK_S = 0.01
@@ -27,6 +28,8 @@ class Sqlite:
 
     def __init__(self, url: str) -> None:
         self.path = self.path_of(url)
+        if self.path is not None:
+            place.check(self.path)
         self.in_memory = self.path is None
         self.commits = 0
         self._turn: Any = threading.RLock() if self.in_memory else threading.Lock()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from shared.arrivals import Report
-from shared.errors import Conflict
+from shared.errors import Conflict, Fenced
 from shared.ledger import Ledger, arrivals, attempts, datasets, runs
 from shared.ledger import keys as keyed
 from shared.ledger.session import migrate
@@ -106,6 +106,31 @@ def look(url: str) -> None:
     with ledger.read() as tx:
         datasets.find_all(tx)
     ledger.close()
+
+
+def hold_run(url: str, run: int, ready: Path, going_on: Path, outcome: Path) -> None:
+    """Claim a run as a worker does, stand still until a person lets it go on, and try to end it with every word that there is."""
+    ledger = Ledger(url)
+    with ledger.write() as tx:
+        held = attempts.claim(tx, run, "frozen", timedelta(seconds=1))
+    assert held is not None
+    ready.write_text(str(os.getpid()))
+    while not going_on.exists():
+        time.sleep(0.01)
+    said = []
+    for write in (
+        lambda tx: attempts.beat(tx, run, held.token, timedelta(minutes=1)),
+        lambda tx: attempts.finish(tx, run, held.token, "sha256:" + "f" * 64, {}),
+        lambda tx: attempts.hand_back(tx, run, held.token, "leaves", {}),
+    ):
+        try:
+            with ledger.write() as tx:
+                write(tx)
+            said.append("written")
+        except Fenced:
+            said.append("fenced")
+    ledger.close()
+    outcome.write_text(" ".join(said))
 
 
 def die_while_writing(url: str, ready: Path) -> NoReturn:

@@ -17,7 +17,7 @@ import pytest
 from shared.ledger import Ledger, arrivals, attempts, datasets, runs, session, sqlite
 from shared.ledger.session import check_schema
 from tests.contract import ledger_processes
-from tests.ledgers import CONFIG, adopt, grow, put_config
+from tests.ledgers import CONFIG, adopt, claim, finish, grow, put_config
 from tests.postgres_server import Postgres
 
 PROCESSES, MODELS, IDS = 6, 40, 15
@@ -129,6 +129,37 @@ def test_a_commit_by_another_process_wakes_who_waits_and_a_look_does_not(
     assert changes.wait(DEADLINE_S)
     noted.result(DEADLINE_S)
     changes.close()
+
+
+def test_a_worker_that_was_stopped_past_its_lease_writes_nothing_when_it_goes_on(
+    processes: multiprocessing.context.ForkServerContext, file: Ledger, tmp_path: Path
+) -> None:
+    adopt(file)
+    grow(file)
+    ready, going_on, outcome = (tmp_path / name for name in ("ready", "going on", "outcome"))
+    frozen = processes.Process(target=ledger_processes.hold_run, args=(file.url, 1, ready, going_on, outcome))
+    frozen.start()
+    wait_for(lambda: ready.exists() and ready.read_text())
+    assert frozen.pid is not None
+    os.kill(frozen.pid, signal.SIGSTOP)
+    taken: list[attempts.Claim] = []
+    wait_for(lambda: (held := claim(file, 1, "other")) is not None and taken.append(held) is None)
+    finish(file, taken[0])
+    going_on.touch()
+    os.kill(frozen.pid, signal.SIGCONT)
+    frozen.join(DEADLINE_S)
+    assert outcome.read_text() == "fenced fenced fenced"
+    with file.read() as tx:
+        row = runs.find(tx, 1)
+        assert (row.state, row.token, row.bundle) == ("trained", 2, "sha256:" + "b" * 64)
+        assert [one.outcome for one in attempts.of_run(tx, 1)] == ["lost", "trained"]
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.02)
 
 
 def test_a_process_that_is_killed_while_it_writes_leaves_nothing_and_holds_up_nobody(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pytest
 from sqlalchemy import event, text
 
 from shared.errors import ConfigurationError, Unavailable
-from shared.ledger import Ledger, datasets, sqlite
+from shared.ledger import Ledger, datasets, place, sqlite
 from shared.ledger.session import check_schema, create_all, migrate
 from shared.ledger.tables import metadata
 from tests.ledgers import HandClock
@@ -147,6 +148,73 @@ def test_a_full_disk_is_unavailable_and_keeps_what_was_there(file: Ledger) -> No
         for number in range(500):
             datasets.ensure(tx, f"{number}-" + "x" * 500)
     assert names(file) == ["flights"]
+
+
+def test_a_disk_that_has_room_again_takes_what_it_refused_without_a_restart(file: Ledger) -> None:
+    note(file)
+    with file.engine.connect() as connection:
+        pages = connection.scalar(text("PRAGMA page_count"))
+    room = [int(pages or 0)]
+    event.listen(
+        file.engine, "begin", lambda connection: connection.exec_driver_sql(f"PRAGMA max_page_count={room[0]}")
+    )
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="full"), file.write() as tx:
+            for number in range(500):
+                datasets.ensure(tx, f"{number}-" + "x" * 500)
+    assert names(file) == ["flights"]
+    room[0] = 1_000_000
+    note(file, "weather")
+    assert names(file) == ["flights", "weather"]
+    with file.read() as tx:
+        assert tx.connection.scalar(text("PRAGMA integrity_check")) == "ok"
+
+
+def test_a_ledger_is_not_carried_into_another_process(file: Ledger) -> None:
+    note(file)
+    if (child := os.fork()) == 0:
+        try:
+            note(file, "from the child")
+        except RuntimeError as error:
+            os._exit(7 if "does not survive a fork" in str(error) else 1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert names(file) == ["flights"]
+
+
+MOUNTS = """\
+22 27 0:21 / /proc rw,relatime - proc proc rw
+27 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+40 27 0:50 / {point} rw,relatime shared:1 - {kind} server:/export rw
+"""
+
+
+@pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "fuse.glusterfs", "ceph"])
+def test_a_ledger_on_a_network_file_system_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    shared = tmp_path / "on the net"
+    (tmp_path / "mounts").write_text(MOUNTS.format(point=str(shared).replace(" ", "\\040"), kind=kind))
+    monkeypatch.setattr(place, "MOUNTS", tmp_path / "mounts")
+    for deeper in (shared / "ledger.db", shared / "state" / "ledger.db"):
+        with pytest.raises(ConfigurationError, match=rf"network file system \({kind}\).*PostgreSQL"):
+            Ledger(f"sqlite:///{deeper}")
+    Ledger(f"sqlite:///{tmp_path / 'on the network.db'}").close()  # beside it
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "overlay", "tmpfs", "fuse.fuse-overlayfs", "9p", "virtiofs"])
+def test_a_ledger_on_a_file_system_of_this_machine_is_not_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    (tmp_path / "mounts").write_text(MOUNTS.format(point=tmp_path, kind=kind))
+    monkeypatch.setattr(place, "MOUNTS", tmp_path / "mounts")
+    Ledger(f"sqlite:///{tmp_path / 'ledger.db'}").close()
+
+
+def test_of_mounts_at_one_place_the_last_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    twice = MOUNTS.format(point=tmp_path, kind="ext4") + f"41 27 0:51 / {tmp_path} rw - nfs4 server:/export rw\n"
+    assert place.file_system(tmp_path / "ledger.db", twice) == "nfs4"
+    assert place.file_system(tmp_path / "ledger.db", "") == ""
 
 
 def test_a_watcher_wakes_on_a_commit_and_not_on_a_look(file: Ledger, ledger_file: Path) -> None:

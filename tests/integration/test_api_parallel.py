@@ -19,10 +19,12 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from sqlalchemy import event
 
 from shared.ledger import Ledger, arrivals, deliveries
 from shared.ledger.session import migrate
-from tests.apis import make_tokens
+from shared.notices import NoticeType
+from tests.apis import make_tokens, serve
 from tests.ledgers import CONFIG, adopt, grow, put_config
 from tests.servers import Server, free_port, wait_for_http
 
@@ -155,6 +157,46 @@ def test_a_hundred_long_polls_leave_the_api_answering(running: Running) -> None:
         assert client.get("/v1/status").status_code == 200
         assert client.post("/v1/events", json=REPORT).status_code == 202
         assert {one.result(timeout=15) for one in waiting} == {1}
+
+
+def test_readers_that_wait_for_what_never_comes_do_not_let_the_log_of_the_database_grow(running: Running) -> None:
+    def poll(_: int) -> int:
+        with running.client() as client:
+            return client.get("/v1/notices?wait=20&models=another").status_code
+
+    wal, largest = Path(f"{running.database}-wal"), 0
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(poll, number) for number in range(8)]
+        for _ in range(600):
+            with running.ledger.write() as tx:
+                deliveries.tell(tx, NoticeType.RUN_FAILED, "delays", "delays", {"why": "x" * 20_000})
+            largest = max(largest, wal.stat().st_size)
+        assert not any(one.done() and one.result() != 200 for one in waiting)
+        assert running.database.stat().st_size > 11_000_000
+        assert largest < 8_000_000
+        running.server.stop()
+        for one in waiting:
+            one.exception(timeout=30)
+
+
+def test_a_full_disk_is_a_problem_to_be_repeated_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    with serve(tmp_path) as api:
+        adopt(api.ledger, dataset="reported")
+        with api.ledger.read() as tx:
+            room = [tx.connection.exec_driver_sql("PRAGMA page_count").scalar()]
+        limit = "PRAGMA max_page_count={}"
+        event.listen(api.ledger.engine, "begin", lambda one: one.exec_driver_sql(limit.format(room[0])))
+        reports = [REPORT | {"id": f"{number}-{'x' * 200}"} for number in range(60)]
+        answers = [api.post("/v1/events", report) for report in reports]
+        refused = [answer for answer in answers if answer.status_code != 202]
+        assert {answer.status_code for answer in refused} == {503}
+        assert {answer.headers["Content-Type"] for answer in refused} == {"application/problem+json"}
+        room[0] = 1_000_000
+        for report, answer in zip(reports, answers, strict=True):
+            again = api.post("/v1/events", report)
+            assert again.json()["repeated"] == (answer.status_code == 202)
+        with api.ledger.read() as tx:
+            assert len(arrivals.find_all(tx, dataset="reported", before=None, limit=99)) == 60
 
 
 def test_it_ends_soon_although_somebody_waits_for_news(running: Running) -> None:
