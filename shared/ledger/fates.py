@@ -125,13 +125,7 @@ def describe(tx: Transaction, row: Any) -> str:
         case RunState.WAITING | RunState.RETRYING:
             return _waiting(tx, row)
         case RunState.RUNNING:
-            done = (
-                f" ({row.progress:.0%}{', ' + row.progress_note if row.progress_note else ''})"
-                if row.progress is not None
-                else ""
-            )
-            stopping = f"; it is being cancelled: {row.cancel_reason}" if row.cancel_reason else ""
-            return f"is training on {row.lease_owner}, attempt {row.token}{done}{stopping}"
+            return _running(tx, row)
         case RunState.TRAINED:
             return f"was trained at {_time(row.finished_at)}{_unregistered(tx, row)}"
         case RunState.CANCELLED:
@@ -140,6 +134,16 @@ def describe(tx: Transaction, row: Any) -> str:
             error = row.error or {}
             advice = f"; {error['advice']}" if error.get("advice") else ""
             return f"failed ({error.get('kind')}): {_first_line(error.get('message'))}{advice}"
+
+
+def _running(tx: Transaction, row: Any) -> str:
+    stopping = f"; it is being cancelled: {row.cancel_reason}" if row.cancel_reason else ""
+    if row.lease_until < tx.now:
+        silent = f"lost its worker {row.lease_owner} (attempt {row.token}), silent since {_time(row.lease_until)},"
+        return f"{silent} {_next_worker(tx, row)}{stopping}"
+    note = f", {row.progress_note}" if row.progress_note else ""
+    done = f" ({row.progress:.0%}{note})" if row.progress is not None else ""
+    return f"is training on {row.lease_owner}, attempt {row.token}{done}{stopping}"
 
 
 def _unregistered(tx: Transaction, row: Any) -> str:
@@ -154,15 +158,22 @@ def _waiting(tx: Transaction, row: Any) -> str:
         return str(row.sentence)
     if row.due_at > tx.now:
         return f"{row.sentence}; due at {_time(row.due_at)}"
+    who = _next_worker(tx, row)
+    return f"is due ({row.sentence}) {who}" if who == _AT_ONCE else f"is due since {_time(row.due_at)} {who}"
+
+
+_AT_ONCE = "and is about to be claimed"
+
+
+def _next_worker(tx: Transaction, row: Any) -> str:
+    """What a run that can be claimed waits for."""
     alive = [one for one in workers.alive(tx, WORKER_SEEN) if one.compute_class == row.compute_class]
     if not alive:
-        return (
-            f"is due since {_time(row.due_at)} but no worker serves {train_queue(row.compute_class)}; start one with "
-            f"`{workers.start_command(row.compute_class)}`"
-        )
+        command = workers.start_command(row.compute_class)
+        return f"but no worker serves {train_queue(row.compute_class)}; start one with `{command}`"
     if all(one.busy >= one.slots for one in alive):
-        return f"is due since {_time(row.due_at)} and waits for a free slot: {len(alive)} worker(s) of class {row.compute_class} are busy"
-    return f"is due ({row.sentence}) and is about to be claimed"
+        return f"and waits for a free slot: {len(alive)} worker(s) of class {row.compute_class} are busy"
+    return _AT_ONCE
 
 
 def why(tx: Transaction, model: str) -> list[str]:

@@ -9,7 +9,7 @@ from sqlalchemy import update
 
 from shared.errors import NotFound
 from shared.gates import Decision
-from shared.ledger import Ledger, attempts, fates, planning, runs, versions, workers
+from shared.ledger import Ledger, attempts, fates, planning, restored, runs, versions, workers
 from shared.ledger.attempts import Failure
 from shared.ledger.fates import Fate
 from shared.ledger.tables import model
@@ -179,6 +179,76 @@ def test_a_retrying_run_says_when_it_is_tried_again(ledger: Ledger) -> None:
     assert fate(ledger, arrival).sentence == (
         "is in run 1, which tries again after infrastructure: disk full; due at 2026-01-01 00:00:05Z"
     )
+
+
+def test_a_run_that_was_handed_back_says_who_takes_it_up(ledger: Ledger) -> None:
+    adopt(ledger)
+    arrival = grow(ledger)
+    claimed = claim(ledger, waiting(ledger))
+    assert claimed is not None
+    with ledger.write() as tx:
+        attempts.hand_back(tx, 1, claimed.token, "its worker leaves", {})
+    assert fate(ledger, arrival).sentence == (
+        "is in run 1, which is due since 2026-01-01 00:00:00Z but no worker serves train.standard; start one with "
+        "`HEADRACE_COMPUTE_CLASS=standard python -m services.trainer`"
+    )
+    seen(ledger, busy=0)
+    assert told(ledger, arrival)[:2] == ("waits", 1)
+    assert fate(ledger, arrival).sentence == (
+        "is in run 1, which is due (was handed back: its worker leaves) and is about to be claimed"
+    )
+
+
+def test_a_run_whose_worker_went_silent_says_so_and_what_it_waits_for(ledger: Ledger, clock: HandClock) -> None:
+    adopt(ledger)
+    arrival = grow(ledger)
+    assert claim(ledger, waiting(ledger)) is not None
+    clock.forward(seconds=31)
+    silent = "is in run 1, which lost its worker w1 (attempt 1), silent since 2026-01-01 00:00:30Z, "
+    assert told(ledger, arrival)[:2] == ("waits", 1)
+    assert fate(ledger, arrival).sentence.startswith(f"{silent}but no worker serves train.standard; start one with `")
+    seen(ledger, busy=1)
+    assert fate(ledger, arrival).sentence == (
+        f"{silent}and waits for a free slot: 1 worker(s) of class standard are busy"
+    )
+    seen(ledger, busy=0)
+    cancel(ledger, 1)
+    assert fate(ledger, arrival).sentence == f"{silent}and is about to be claimed; it is being cancelled: not now"
+
+
+def test_a_run_that_lost_three_workers_says_so_until_another_covers_it(ledger: Ledger, clock: HandClock) -> None:
+    adopt(ledger)
+    arrival = grow(ledger)
+    for _ in range(3):
+        assert claim(ledger, 1) is not None
+        clock.forward(seconds=31)
+    assert claim(ledger, 1) is None
+    assert told(ledger, arrival) == (
+        "failed",
+        1,
+        None,
+        None,
+        "was in run 1, which failed (lost_worker): 3 workers were lost while they trained it; look at the log and the memory of the "
+        "workers, then `headrace retry`",
+    )
+    with ledger.write() as tx:
+        planning.retry(tx, 1, "more memory")
+    assert told(ledger, arrival)[:2] == ("waits", 2)
+
+
+def test_a_run_that_the_restored_ledger_called_off_gives_its_arrivals_to_the_new_one(ledger: Ledger) -> None:
+    adopt(ledger)
+    arrival = grow(ledger)
+    assert claim(ledger, waiting(ledger)) is not None
+    with ledger.write() as tx:
+        restored.begin_anew(tx, "carol")
+    assert told(ledger, arrival)[:2] == ("waits", 1_000_001)
+
+
+def seen(ledger: Ledger, busy: int) -> None:
+    """A worker of one slot is there."""
+    with ledger.write() as tx:
+        workers.seen(tx, "w2", "standard", 1, busy)
 
 
 def test_a_run_that_is_cancelled_takes_its_arrivals_along(ledger: Ledger) -> None:
