@@ -191,7 +191,7 @@ class Stack:
         processes, ports = self.supervisor.processes, self._ports
         self._endpoints = Endpoints(
             api=f"http://{HOST}:{ports['api']}",
-            mlflow=self.settings.mlflow_url,
+            mlflow=_without_login(self.settings.mlflow_url),
             flower=f"http://{HOST}:{ports['flower']}",
             redis=urlsplit(self.settings.redis_url).netloc.rpartition("@")[2],
             token_file=str(self._token_file),
@@ -203,6 +203,12 @@ class Stack:
             started_at=self._started_at.isoformat().replace("+00:00", "Z"),
         )
         endpoints.write(self._endpoints, self.state.root)
+
+
+def _without_login(url: str) -> str:
+    """As it may be shown: who goes there has a login of their own."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def main(args: argparse.Namespace) -> int:

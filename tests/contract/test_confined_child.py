@@ -199,9 +199,14 @@ import os, sys
 from pathlib import Path
 from headrace.warden import Confined, Warded
 from shared import settings
+owner, user = (int(uid) if uid else None for uid in sys.argv[3].split(":"))
+if owner is not None:
+    import ctypes
+    os.setgid(owner)
+    os.setuid(owner)
+    ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # as a process is that began as this user
 settings.hide()
-user = int(sys.argv[3]) if sys.argv[3] else None
-child = Warded.start([sys.argv[4], "-I", "-S", "-c", sys.argv[2]], log=Path(sys.argv[1]), env={"HANDED_ON": "x"}, confined=Confined(64, 10**6, None, user))
+child = Warded.start([sys.argv[4], "-I", "-S", "-c", sys.argv[2]], log=Path(sys.argv[1]), env={"HANDED_ON": "x"}, python=sys.argv[4], confined=Confined(64, 10**6, None, user))
 child.wait(30)
 assert "PLANTED" in os.environ  # Python's own copy stays
 """
@@ -221,12 +226,15 @@ for pid in (parent, owner):
 
 
 @pytest.mark.parametrize(
-    "user", ["", pytest.param("293004", marks=needs_root)], ids=["the worker's user", "a user of its own"]
+    "users",
+    [":", pytest.param(":293004", marks=needs_root), pytest.param("293005:", marks=needs_root)],
+    ids=["the worker's user", "a user of its own", "the worker's user, who is not root"],
 )
-def test_neither_worker_nor_warden_can_be_looked_into_by_the_child(public_place: Path, user: str) -> None:
+def test_neither_worker_nor_warden_can_be_looked_into_by_the_child(public_place: Path, users: str) -> None:
+    public_place.chmod(0o777)
     secret = f"planted-{uuid.uuid4()}"
     log = public_place / "log"
-    argv = [sys.executable, "-c", OWNER, str(log), LOOK, user, public_python()]
+    argv = [sys.executable, "-c", OWNER, str(log), LOOK, users, public_python()]
     environment = {"PATH": os.environ["PATH"], "PLANTED": f"redis://:{secret}@127.0.0.1/0", "SOME_TOKEN": secret}
     done = subprocess.run(
         argv, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60

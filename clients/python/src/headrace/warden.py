@@ -31,7 +31,6 @@ import time
 _GRACE_S = 5.0  # between the SIGTERM that reached the warden and the end of the tree
 _SWEEP_S = 10.0  # a process in uninterruptible sleep must not keep the ending from the owner for longer
 _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 4, 24, 36, 38
-_CAPABILITIES = 64  # more than there are
 _LINUX = sys.platform == "linux"
 
 if __name__ != "__main__":
@@ -65,10 +64,11 @@ def _parse(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     return options, argv
 
 
-def _prctl(option: int, value: int) -> None:
+def _prctl(option: int, value: int) -> int:
     import ctypes
 
-    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+    found: int = ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+    return found
 
 
 def _forget_environment() -> None:
@@ -149,8 +149,9 @@ def _confine(limits: str) -> None:
         resource.setrlimit(which, (bound, bound))
     if _LINUX:
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-        for capability in range(_CAPABILITIES if os.geteuid() == 0 else 0):
-            _prctl(_PR_CAPBSET_DROP, capability)
+        capability = 0  # each there is, up to the first that the kernel does not know
+        while os.geteuid() == 0 and _prctl(_PR_CAPBSET_DROP, capability) == 0:
+            capability += 1
         with open("/proc/self/oom_score_adj", "w") as stream:
             stream.write("1000")
 
