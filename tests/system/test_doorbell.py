@@ -43,6 +43,7 @@ def product(proxy: Swallowing, tmp_path_factory: pytest.TempPathFactory) -> Iter
     try:
         started.start()
         yield started
+        started.audit()
     finally:
         started.stop()
 
