@@ -294,7 +294,7 @@ def test_a_database_that_is_locked_cannot_be_migrated_and_says_so(
 
 @pytest.mark.parametrize(
     ("spoil", "found"),
-    [("DROP TABLE alembic_version", "none"), ("UPDATE alembic_version SET version_num='0000'", "0000")],
+    [("DROP TABLE alembic_version", "none"), ("UPDATE alembic_version SET version_num='0001'", "0001")],
 )
 def test_a_program_refuses_a_ledger_of_another_schema_and_says_what_to_do(file: Ledger, spoil: str, found: str) -> None:
     check_schema(file)
