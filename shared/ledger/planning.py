@@ -53,11 +53,16 @@ def plan(
 
 def plan_for_dataset(tx: Transaction, dataset: str, reason: str, traceparent: str | None = None) -> list[int]:
     """Plan a run for every model whose release in force uses the dataset."""
-    in_force = {name: releases.in_force(tx, name) for name in configuration.in_force(tx).catalog.models}
-    users = [name for name, one in in_force.items() if one is not None and dataset in one.declaration.datasets]
+    users = _users(tx, dataset, configuration.in_force(tx).catalog.models)
     tx.hold_models(*users)
+    users = _users(tx, dataset, users)  # another release may have come before we held them
     planned = [plan(tx, name, reason, traceparent=traceparent) for name in users]
     return [id for id in planned if id is not None]
+
+
+def _users(tx: Transaction, dataset: str, models: Iterable[str]) -> list[str]:
+    in_force = {name: releases.in_force(tx, name) for name in models}
+    return [name for name, one in in_force.items() if one is not None and dataset in one.declaration.datasets]
 
 
 @transition

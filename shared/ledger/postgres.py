@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -17,6 +16,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from shared.databases import driver_url
 from shared.errors import Unavailable, Undone
+from shared.ledger import waiting
 
 STATEMENT_S, LOCK_S, IDLE_S = 15, 10, 10
 CONNECT: dict[str, Any] = {
@@ -119,13 +119,7 @@ class ToldChanges:
         return before != self._seen
 
     def wait(self, timeout_s: float, stop: threading.Event | None = None) -> bool:
-        deadline = time.monotonic() + timeout_s
-        while not self.poll():
-            left = deadline - time.monotonic()
-            if left <= 0 or (stop is not None and stop.is_set()):
-                return False
-            self._bell.wait(self._seen, min(left, STOP_S))
-        return True
+        return waiting.wait(self.poll, lambda left_s: self._bell.wait(self._seen, min(left_s, STOP_S)), timeout_s, stop)
 
     def close(self) -> None:
         """The bell is the ledger's."""

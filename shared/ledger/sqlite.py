@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, StaticPool, create_engine, event, mak
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from shared.errors import Unavailable
-from shared.ledger import place
+from shared.ledger import place, waiting
 
 BUSY_TIMEOUT_S = 15.0
 CHANGE_TICK_S = 0.01
@@ -108,13 +108,7 @@ class FileChanges:
         return before != self._seen
 
     def wait(self, timeout_s: float, stop: threading.Event | None = None) -> bool:
-        deadline = time.monotonic() + timeout_s
-        while not self.poll():
-            left = deadline - time.monotonic()
-            if left <= 0 or (stop is not None and stop.is_set()):
-                return False
-            time.sleep(min(CHANGE_TICK_S, left))
-        return True
+        return waiting.wait(self.poll, lambda left_s: time.sleep(min(CHANGE_TICK_S, left_s)), timeout_s, stop)
 
     def close(self) -> None:
         if self._file:

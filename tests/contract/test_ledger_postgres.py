@@ -286,6 +286,20 @@ def test_a_release_adopted_while_its_first_rows_arrive_is_trained_on_them(opened
         assert runs.find_waiting(tx, "delays").due_at is not None
 
 
+def test_rows_that_arrive_while_a_release_lets_go_of_their_dataset_are_no_reason_for_its_run(
+    opened: Ledger, url: str
+) -> None:
+    adopt(opened)
+    with ThreadPoolExecutor(1) as pool:
+        with opened.write() as tx:
+            planning.adopt(tx, "delays", "v2.0.0", "b" * 40, ledgers.declare("reported"))
+            grown = pool.submit(grow, opened)
+            wait_for(lambda: waiters(url) == 1)
+        grown.result(DEADLINE_S)
+    with opened.read() as tx:
+        assert runs.find_waiting(tx, "delays").reason == "new release v1.0.0; new release v2.0.0"
+
+
 def test_rows_that_arrive_while_a_release_is_adopted_make_its_run_due(opened: Ledger, url: str) -> None:
     with ThreadPoolExecutor(1) as pool:
         with opened.write() as tx:
