@@ -8,7 +8,7 @@ from sqlalchemy import select, update
 
 from shared.ledger import history, numbering, planning
 from shared.ledger.session import Transaction
-from shared.ledger.tables import run, version
+from shared.ledger.tables import attempt, run, version
 from shared.ledger.transitions import transition
 from shared.lifecycle import UNFINISHED, RunState
 
@@ -40,6 +40,9 @@ def begin_anew(tx: Transaction, by: str, reason: str = "") -> Anew:
     open_ = select(run).where(run.c.state.in_(UNFINISHED)).order_by(run.c.state == RunState.RUNNING, run.c.id)
     rows = tx.execute(open_).all()
     tx.hold_models(*(row.model for row in rows))
+    left = update(attempt).where(attempt.c.run_id.in_([row.id for row in rows]), attempt.c.ended_at.is_(None))
+    error = {"kind": "lost_worker", "message": WHY}
+    tx.execute(left.values(ended_at=tx.now, outcome="lost", error=error))
     for row in rows:
         planning.call_off(tx, row, WHY)
     known = dict.fromkeys(row.model for row in rows)

@@ -8,9 +8,9 @@ from datetime import datetime
 import pytest
 
 from shared.audit import Sheet
-from shared.ledger import Ledger
+from shared.ledger import Ledger, planning, restored
 from shared.ledger.audit.standstill import standstill
-from tests import audited
+from tests import audited, ledgers
 from tests.audited import LATER
 from tests.ledgers import HandClock, in_memory
 
@@ -325,3 +325,13 @@ def test_a_second_look_keeps_only_what_is_still_so(clock_and_ledger: tuple[Ledge
     standstill(ledger, again)
     assert {one.kind for one in first.found.values()} == {"not_claimed"}
     assert not first.confirmed(again).found
+
+
+def test_a_ledger_that_was_restored_from_a_copy_is_clean(ledger: Ledger) -> None:
+    with ledger.write() as tx:
+        run = planning.ask(tx, "delays", "somebody asks")
+    assert ledgers.claim(ledger, run) is not None
+    with ledger.write() as tx:
+        restored.begin_anew(tx, "alice", "the disk broke")
+    audited.attend(ledger)
+    assert not [one.what for one in audited.found(ledger)]
