@@ -41,8 +41,8 @@ class Guard:
                 yield tx
 
         @contextmanager
-        def watched_write(ledger: Ledger) -> Iterator[Transaction]:
-            with write(ledger) as tx:
+        def watched_write(ledger: Ledger, *, tells: bool = True) -> Iterator[Transaction]:
+            with write(ledger, tells=tells) as tx:
                 guard._begin(tx)
                 yield tx
                 guard._check(tx)
