@@ -15,8 +15,11 @@ FOLDER = "copies"
 _PAGES = 1000  # at a time: 4 MB
 
 
-def make(ledger: Path, revision: str) -> Path:
-    """Copy what is committed into `copies/`, named by its schema and the time; the newest few are kept. Others may read and write meanwhile."""
+def make(ledger: Path, revision: str, wanted: Path | None = None) -> Path:
+    """Copy what is committed into `copies/`, named by its schema and the time; the newest few are kept, and the `wanted` one.
+
+    Others may read and write meanwhile.
+    """
     folder = ledger.parent / FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
     copy = folder / f"{ledger.stem}-{revision}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.db"
@@ -30,7 +33,8 @@ def make(ledger: Path, revision: str) -> Path:
     finally:
         draft.unlink(missing_ok=True)
     for old in sorted(folder.glob(f"{ledger.stem}-*.db"), key=lambda path: path.stat().st_mtime_ns)[:-KEPT]:
-        old.unlink()
+        if wanted is None or not old.samefile(wanted):
+            old.unlink()
     return copy
 
 

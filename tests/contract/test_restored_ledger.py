@@ -239,6 +239,15 @@ def test_the_ledger_that_gives_way_is_kept(world: World, capsys: pytest.CaptureF
         assert opened.execute("SELECT count(*) FROM arrival").fetchone() == (2,)
 
 
+def test_the_oldest_copy_can_be_gone_back_to(world: World) -> None:
+    oldest, *_ = [world.copy() for _ in range(copies.KEPT)]
+    world.grow()
+    restore(oldest, world.settings, "")
+    assert oldest.exists()
+    with world.ledger.read() as tx:
+        assert arrivals.newest(tx, "flights") == 1
+
+
 def test_what_is_no_copy_is_refused_and_nothing_is_touched(world: World, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no database")
     before = world.path.read_bytes()
