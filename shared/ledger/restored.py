@@ -9,9 +9,11 @@ from sqlalchemy import select, update
 from shared.ledger import history, numbering, planning
 from shared.ledger.session import Transaction
 from shared.ledger.tables import attempt, run, version
+from shared.ledger.tables import history as history_rows
 from shared.ledger.transitions import transition
 from shared.lifecycle import UNFINISHED, RunState
 
+RESTORE = "restore"
 WHY = "the ledger was restored from a copy; what became of this run since is not known"
 
 
@@ -22,6 +24,12 @@ class Anew:
     above: int
     cancelled: tuple[int, ...]
     planned: tuple[int, ...]
+
+
+def lifts(tx: Transaction) -> set[int]:
+    """Above which numbers each restore began: what is missing just below was never given, or is lost with the ledger that gave way."""
+    told = select(history_rows.c.after).where(history_rows.c.action == RESTORE)
+    return {after["numbers above"] for after in tx.execute(told).scalars()}
 
 
 @transition
@@ -41,8 +49,7 @@ def begin_anew(tx: Transaction, by: str, reason: str = "") -> Anew:
     rows = tx.execute(open_).all()
     tx.hold_models(*(row.model for row in rows))
     left = update(attempt).where(attempt.c.run_id.in_([row.id for row in rows]), attempt.c.ended_at.is_(None))
-    error = {"kind": "lost_worker", "message": WHY}
-    tx.execute(left.values(ended_at=tx.now, outcome="lost", error=error))
+    tx.execute(left.values(ended_at=tx.now, outcome="lost", error={"kind": "lost_worker", "message": WHY}))
     for row in rows:
         planning.call_off(tx, row, WHY)
     known = dict.fromkeys(row.model for row in rows)
@@ -52,5 +59,5 @@ def begin_anew(tx: Transaction, by: str, reason: str = "") -> Anew:
     tx.execute(again.values(registrations=run.c.registrations + numbering.STEP, registration_lease=None))
     done = Anew(above, tuple(row.id for row in rows), tuple(id for id in planned if id is not None))
     after = {"numbers above": above, "cancelled runs": list(done.cancelled), "planned runs": list(done.planned)}
-    history.note(tx, "restore", "ledger", by, reason, after=after)
+    history.note(tx, RESTORE, "ledger", by, reason, after=after)
     return done

@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from datetime import datetime
 
 import pytest
+from sqlalchemy import func, select
 
 from shared.audit import Sheet
 from shared.ledger import Ledger, planning, restored
 from shared.ledger.audit.standstill import standstill
+from shared.ledger.tables import notice
 from tests import audited, ledgers
 from tests.audited import LATER
-from tests.ledgers import HandClock, in_memory
+from tests.ledgers import HandClock, grow, in_memory
 
 COPY = "CREATE TABLE other AS SELECT * FROM {0}; DROP TABLE {0}; ALTER TABLE other RENAME TO {0};"
 
@@ -268,6 +270,30 @@ def test_a_ledger_in_which_a_good_deal_has_happened_is_clean_and_was_looked_at(l
     assert sheet.counts["I1"] == {"arrivals": 7, "datasets": 2}
     assert sheet.counts["I7"] == {"promotions": 3}
     assert sheet.counts["I8"]["changes of versions"] == 5
+
+
+def test_a_ledger_that_was_restored_is_clean_before_and_after_its_new_numbers_are_used(ledger: Ledger) -> None:
+    with ledger.write() as tx:
+        restored.begin_anew(tx, "carol")
+        quiet = tx.execute(select(func.max(notice.c.sequence))).scalar_one()
+    assert quiet > 1_000_000, "runs were called off, which was told"
+    assert not audited.audited(ledger).found
+    with ledger.write() as tx:
+        above = restored.begin_anew(tx, "carol").above
+        assert above == 2_000_000
+    grow(ledger)
+    assert not audited.audited(ledger).found
+    plant(ledger, f"DELETE FROM delivery WHERE sequence = {above + 1}; DELETE FROM notice WHERE sequence = {above + 1}")
+    assert [one.kind for one in audited.found(ledger) if one.kind == "gap"] == ["gap"]
+
+
+def test_a_restore_after_which_nothing_was_told_is_clean_too() -> None:
+    ledger, _ = in_memory()
+    grow(ledger)
+    with ledger.write() as tx:
+        restored.begin_anew(tx, "carol")
+    assert not audited.audited(ledger).found
+    ledger.close()
 
 
 @pytest.mark.parametrize("planted", PLANTED)

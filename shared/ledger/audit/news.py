@@ -16,21 +16,11 @@ from shared import notices
 from shared.audit import Sheet
 from shared.catalog import Catalog, Keep
 from shared.errors import HeadraceError
+from shared.ledger import restored
 from shared.ledger.audit.versions import AUTOMATIC
 from shared.ledger.audit.walk import walk
 from shared.ledger.session import Ledger, Transaction
-from shared.ledger.tables import (
-    configuration,
-    counter,
-    delivery,
-    history,
-    notice,
-    promotion,
-    run,
-    tidying,
-    verdict,
-    version,
-)
+from shared.ledger.tables import configuration, counter, delivery, notice, promotion, run, tidying, verdict, version
 from shared.lifecycle import DeliveryState, RunState
 from shared.notices import NoticeType
 
@@ -59,16 +49,10 @@ def forgotten_before(tx: Transaction) -> datetime | None:
     return newest
 
 
-def lifted_to(tx: Transaction) -> set[int]:
-    """The numbers above which notices went on after the ledger was restored from a copy."""
-    restored = tx.execute(select(history.c.after).where(history.c.action == "restore")).scalars()
-    return {int((after or {}).get("numbers above") or 0) for after in restored}
-
-
 def numbers(ledger: Ledger, sheet: Sheet) -> None:
-    """Numbers of notices follow each other, but for those tidied away, up to the counter; deliveries match the subscriptions of their time."""
+    """Numbers of notices follow each other, but for those tidied away and where a restore began anew, up to the counter; deliveries match the subscriptions of their time."""
     with ledger.read() as tx:
-        forgotten, lifted = forgotten_before(tx), lifted_to(tx)
+        forgotten, lifts = forgotten_before(tx), restored.lifts(tx)
         eras = tx.execute(select(configuration.c.id, configuration.c.applied_at).order_by(configuration.c.id)).all()
     before: list[Any] = [None]  # the notice before
     wishes = _Wishes(eras)
@@ -77,7 +61,7 @@ def numbers(ledger: Ledger, sheet: Sheet) -> None:
     def look(tx: Transaction, rows: Sequence[Any]) -> None:
         sent = _deliveries(tx, rows)
         for row in rows:
-            if row.sequence - 1 not in lifted:
+            if row.sequence - 1 not in lifts:
                 _follow(sheet, before[0], row, forgotten)
             before[0] = row
             if forgotten is None or row.at > forgotten:
@@ -89,7 +73,7 @@ def numbers(ledger: Ledger, sheet: Sheet) -> None:
     with ledger.read() as tx:
         last = tx.execute(select(func.max(notice.c.sequence))).scalar() or 0
         given = tx.execute(select(counter.c.value).where(counter.c.name == "notice")).scalar() or 0
-    if last != given and given not in lifted:
+    if last != given and not (last < given and given in lifts):
         sheet.violated(
             "I8",
             "counter",
