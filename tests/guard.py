@@ -28,6 +28,7 @@ class Guard:
 
     def __init__(self) -> None:
         self.found: list[str] = []
+        self.passed: set[str] = set()  # what left the process while no transaction was open
         self._here = threading.local()
 
     @contextmanager
@@ -56,8 +57,11 @@ class Guard:
 
     def heard(self, name: str, _args: Any) -> None:
         """An audit hook: it can never be taken out again."""
-        if name in OUTSIDE and getattr(self._here, "open", 0):
+        if name not in OUTSIDE:
+            return
+        if getattr(self._here, "open", 0):
             self._tell(f"{name} while a transaction of the ledger is open")
+        self.passed.add(name)
 
     @contextmanager
     def _open(self) -> Iterator[None]:
