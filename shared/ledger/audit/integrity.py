@@ -10,8 +10,8 @@ from shared.ledger.tables import metadata
 
 LEDGER = "ledger"
 MOST = 200
-_BACK = "stop the stack, keep a copy of the file and go back to the last backup (`sqlite3 ledger.db .recover` saves what can be saved)"
-_GONE = "rows were deleted beside Headrace: go back to a copy of the ledger"
+_BACK = "stop the stack, keep the file (`sqlite3 ledger.db .recover` saves what can be saved) and go back to a copy: `python -m stack restore COPY`"
+_GONE = "rows were deleted beside Headrace: go back to a copy of the ledger with `python -m stack restore COPY`"
 
 
 def integrity(ledger: Ledger, sheet: Sheet) -> None:
@@ -19,17 +19,16 @@ def integrity(ledger: Ledger, sheet: Sheet) -> None:
     sheet.looked(LEDGER, "tables", len(metadata.tables))
     if ledger.engine.dialect.name != "sqlite":
         return
-    with ledger.read() as tx:
-        whole = _is_whole(tx, sheet)
-    if whole:
+    if _is_whole(ledger, sheet):
         with ledger.read() as tx:
             _check_references(tx, sheet)
 
 
-def _is_whole(tx: Transaction, sheet: Sheet) -> bool:
+def _is_whole(ledger: Ledger, sheet: Sheet) -> bool:
     try:
-        said = [str(row[0]) for row in tx.connection.exec_driver_sql(f"PRAGMA quick_check({MOST})")]
-    except DatabaseError as error:  # so damaged that even this is not answered
+        with ledger.read() as tx:
+            said = [str(row[0]) for row in tx.connection.exec_driver_sql(f"PRAGMA quick_check({MOST})")]
+    except DatabaseError as error:  # so damaged that even this is not answered, or that it cannot be opened
         said = [str(error.orig)]
     for number, line in enumerate(said):
         if line != "ok":
