@@ -51,7 +51,7 @@ def restore(copy: Path | None, settings: Settings, reason: str) -> None:
 def _put_back(copy: Path, path: Path) -> None:
     copies.check(copy)
     if path.exists():
-        kept = copies.make(path, "replaced", wanted=copy)
+        kept = copies.set_aside(path, wanted=copy)
         print(f"the ledger as it was lies in {kept}")
     copies.put_back(copy, path)
 

@@ -38,6 +38,18 @@ def make(ledger: Path, revision: str, wanted: Path | None = None) -> Path:
     return copy
 
 
+def set_aside(ledger: Path, wanted: Path | None = None) -> Path:
+    """Free the ledger's place: a copy of it where it can be read, else the damaged file itself, with what SQLite keeps beside it."""
+    try:
+        return make(ledger, "replaced", wanted)
+    except sqlite3.Error:
+        damaged = ledger.parent / FOLDER / f"{ledger.stem}-damaged-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.db"
+        for ending in ("-wal", "-shm", ""):
+            if (part := Path(f"{ledger}{ending}")).exists():
+                part.rename(f"{damaged}{ending}")
+        return damaged
+
+
 def put_back(copy: Path, ledger: Path) -> None:
     """Make the ledger what the copy is, in one transaction. Raises `Refused` for a file that is no whole database of ours."""
     check(copy)

@@ -239,6 +239,18 @@ def test_the_ledger_that_gives_way_is_kept(world: World, capsys: pytest.CaptureF
         assert opened.execute("SELECT count(*) FROM arrival").fetchone() == (2,)
 
 
+def test_a_damaged_ledger_gives_way_too(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = world.copy()
+    world.ledger.close()
+    with world.path.open("r+b") as file:
+        file.write(b"\xff" * 8192)
+    restore(copy, world.settings, "")
+    (kept,) = copy.parent.glob("ledger-damaged-*.db")
+    assert kept.read_bytes().startswith(b"\xff" * 8192)
+    assert str(kept) in capsys.readouterr().out
+    assert world.ledger_versions() == {1: 1}
+
+
 def test_the_oldest_copy_can_be_gone_back_to(world: World) -> None:
     oldest, *_ = [world.copy() for _ in range(copies.KEPT)]
     world.grow()
