@@ -62,7 +62,7 @@ def run(work: Work, prepared: Prepared, users: Users, logs: Logs, heart: Heart) 
     job.write_text(json.dumps(work.job))
     written = work.scratch / "output.log"
     written.touch(mode=0o600)
-    argv = [str(prepared.python), "-I", "-B", str(HARNESS), str(job)]
+    argv = [str(prepared.python), "-I", str(HARNESS), str(job)]
     with users.one() as uid, Pump(logs, work.log_name, written, max_bytes=work.limits.log):
         if uid is not None:
             users.hand_over(work.scratch, uid)
@@ -97,7 +97,6 @@ def environment(names: tuple[str, ...], run: int, prepared: Prepared, scratch: P
         "TMPDIR": str(home),
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",  # nothing of the shared checkout and environment is written by who runs it
         "HEADRACE_RUN_ID": str(run),
         **passed,
     }
