@@ -16,6 +16,9 @@ from shared.explain import closest, refusal
 from shared.notices import EVERYTHING, PATTERNS, NoticeType
 from shared.values import Name, SecretReference, Strict, check_url
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+EVERYWHERE = ("0.0.0.0/0", "::/0")
+
 
 def check_hook_url(url: str) -> str:
     """http or https to a named host, without credentials; where it may lead is checked again at each sending."""
@@ -41,6 +44,15 @@ def _is_private(url: str) -> bool:
     return not address.is_global or address.is_multicast
 
 
+def check_network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError:
+        raise ValueError(
+            f'{text[:60]!r} is no network, such as "10.20.0.0/16" (no bit set behind its length)'
+        ) from None
+
+
 def check_pattern(text: str) -> str:
     if text not in PATTERNS:
         raise ValueError(f"there is no notice {text[:60]!r}{closest(text, PATTERNS)}")
@@ -49,6 +61,7 @@ def check_pattern(text: str) -> str:
 
 HookUrl = Annotated[str, AfterValidator(check_hook_url), Field(title="URL")]
 ModelChoice = Annotated[str, Field(title="model name")]
+NetworkText = Annotated[str, AfterValidator(check_network), Field(title="network")]
 NoticePattern = Annotated[str, AfterValidator(check_pattern), Field(title="notice type")]
 
 
@@ -78,6 +91,17 @@ class Subscription(Strict):
         examples=[["version.promoted", "version.rolled_back"]],
     )
     allow_private: bool = Field(False, description="Allow plain http and addresses inside your own network.")
+    networks: tuple[NetworkText, ...] = Field(
+        (),
+        max_length=100,
+        description="The inside networks that `allow_private` opens; all of them without it.",
+        examples=[["10.20.0.0/16"]],
+    )
+
+    @property
+    def inside(self) -> tuple[Network, ...]:
+        """The networks in which it may be called although they are not public."""
+        return tuple(map(ipaddress.ip_network, self.networks or EVERYWHERE)) if self.allow_private else ()
 
     @model_validator(mode="after")
     def _reachable(self) -> Self:
@@ -85,6 +109,8 @@ class Subscription(Strict):
             raise refusal(
                 (("url",), "plain http or an inside address; use https to a public host, or add allow_private = true")
             )
+        if self.networks and not self.allow_private:
+            raise refusal((("networks",), "opens nothing by itself; add allow_private = true"))
         if NoticeType.ARRIVAL_OBSERVED in self.types and EVERYTHING not in self.models:
             advice = 'write models = ["*"], or leave "arrival.observed" out'
             raise refusal((("types",), f"arrivals belong to no single model; {advice}"))

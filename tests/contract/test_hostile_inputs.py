@@ -520,6 +520,13 @@ HOOKS += (
     "tests/contract/test_webhook.py::test_a_huge_answer_is_read_no_further_than_its_bound",
 )
 def _(place: Place) -> None:
+    subscription = '[[subscriptions]]\nurl = "https://h.example.com"\nsecret = "env:A"\n'
+    for wrong in (
+        'networks = ["10.0.0.0/8"]',
+        'allow_private = true\nnetworks = ["10.0.0.1/8"]',
+        'allow_private = true\nnetworks = ["*"]',
+    ):
+        refuses(lambda text: catalog.parse(text.encode()), [subscription + wrong], ConfigurationError)
     refuses(lambda url: egress.addresses(egress.parse(url), (), egress.look_up, 5), HOOKS, Refused)
 
 

@@ -10,6 +10,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from services.registry_bridge.egress import Blocked, Endpoint, addresses, is_allowed, look_up, parse
+from shared import catalog
 from shared.errors import Refused, Unavailable
 
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
@@ -87,6 +88,23 @@ def test_the_operator_can_allow_a_private_network_and_only_that(address: str, al
 )
 def test_where_a_cloud_keeps_a_machines_credentials_nothing_is_sent_whatever_is_allowed(address: str) -> None:
     assert not is_allowed(ip_address(address), (ip_network("0.0.0.0/0"), ip_network("::/0")))
+
+
+@pytest.mark.parametrize(
+    ("opened", "reached"),
+    [
+        ("", set()),
+        ("allow_private = true", {"10.20.1.1", "10.30.1.1", "127.0.0.1"}),
+        ('allow_private = true\nnetworks = ["10.20.0.0/16"]', {"10.20.1.1"}),
+    ],
+)
+def test_the_operator_opens_all_inside_networks_to_a_subscription_or_the_ones_that_he_lists(
+    opened: str, reached: set[str]
+) -> None:
+    text = f'[[subscriptions]]\nurl = "https://hooks.example.com"\nsecret = "env:A"\n{opened}'
+    inside = catalog.parse(text.encode()).subscriptions[0].inside
+    tried = ("10.20.1.1", "10.30.1.1", "127.0.0.1", "169.254.169.254")
+    assert {address for address in tried if is_allowed(ip_address(address), inside)} == reached
 
 
 @pytest.mark.parametrize("port", [0, 1, 22, 25, 110, 2375, 3306, 5432, 6379, 9200, 11211, 27017])
