@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ import pytest
 from tests.postgres_server import Postgres
 from tests.s3_server import S3Server
 from tests.servers import Server
-from tests.system.product import SECRET, Product
+from tests.system.product import ROOT, SECRET, Product
 
 NOSY = '''\
 """A model that looks for whatever of the platform its own user may read, and prints it."""
@@ -72,6 +75,7 @@ ASKED = (
     "/v1/notices",
     "/v1/deliveries",
     "/v1/rejections",
+    "/v1/history",
     "/openapi.json",
 )
 MAY_HOLD = {"settings.json", "operator.token", "flower.password", "flower.conf", "valkey.conf", ".netrc"}
@@ -255,8 +259,10 @@ def _in_answers(planted: Planted) -> set[str]:
 
 
 def _said_by_commands(planted: Planted) -> bytes:
-    said = [
-        planted.product.headrace(*words)
-        for words in (("status", "--json"), ("why", "needy", "--json"), ("runs", "--json"), ("status",))
-    ]
-    return "".join(said).encode()
+    product = planted.product
+    words = (("status", "--json"), ("why", "needy", "--json"), ("runs", "--json"), ("history", "--json"), ("status",))
+    argv = [sys.executable, "-m", "stack", "audit", "--json", "--state", str(product.state)]
+    stores = {name: value for name, value in product.elsewhere.items() if name.startswith("AWS_")}
+    audit = subprocess.run(argv, cwd=ROOT, env={**os.environ, **stores}, capture_output=True, timeout=120)
+    assert audit.returncode in (0, 1), audit.stderr
+    return "".join(product.headrace(*said) for said in words).encode() + audit.stdout + audit.stderr
