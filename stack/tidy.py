@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import sys
 
 from headrace.cli.show import size
@@ -40,7 +41,8 @@ def _tidy(settings: Settings, *, dry: bool) -> list[Titled]:
     try:
         check_schema(ledger)
         stores = make_blobs(settings.blobs_url), make_logs(settings.logs_url)
-        janitor = Janitor(ledger, Tidy(ledger, MlflowRegistry(settings.mlflow_url), *stores), settings.worker)
+        tidy = Tidy(ledger, MlflowRegistry(settings.mlflow_url), *stores)
+        janitor = Janitor(ledger, tidy, settings.worker, by=getpass.getuser())
         with _progress() as progress:
             shown = progress.add_task("begins")
 

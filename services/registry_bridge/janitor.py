@@ -37,6 +37,7 @@ class Janitor:
     tidy: Tidy
     owner: str
     leaving: threading.Event = field(default_factory=threading.Event)
+    by: str | None = None  # the person whose turn it is
 
     def __post_init__(self) -> None:
         self._looked_at = time.monotonic()  # a process that has just started has better things to do
@@ -78,7 +79,7 @@ class Janitor:
     def _begin(self) -> tuple[int | None, Keep, datetime]:
         with self.ledger.write() as tx:
             keep = configuration.in_force(tx).catalog.keep
-            return retention.begin(tx, self.owner, keep.model_dump(mode="json"), LEASE), keep, tx.now
+            return retention.begin(tx, self.owner, keep.model_dump(mode="json"), LEASE, self.by), keep, tx.now
 
     def look_only(self, tell: Tell = lambda what, done: None) -> Report:
         """What a turn would take now, without taking it; needs no turn."""

@@ -50,11 +50,13 @@ def is_due(tx: Transaction, keep: Mapping[str, Any], every: timedelta, again_aft
 
 
 @transition
-def begin(tx: Transaction, owner: str, keep: Mapping[str, Any], lease: timedelta) -> int | None:
+def begin(tx: Transaction, owner: str, keep: Mapping[str, Any], lease: timedelta, by: str | None = None) -> int | None:
     """Open a turn; None while another janitor has one. A turn whose lease ran out is closed as lost: what it left is taken up.
 
+    `by` is the person who wants it now.
+
     tidying: none → begun; begun → ended
-    By: the bridge
+    By: the bridge; the operator, on the command line
     Fence: no live turn; the number is the last one's plus one
     Again: None while the turn lives
     """
@@ -67,6 +69,8 @@ def begin(tx: Transaction, owner: str, keep: Mapping[str, Any], lease: timedelta
     id = row.id + 1 if row is not None else 1
     opened = insert(tidying).values(id=id, owner=owner, keep=dict(keep), started_at=tx.now, lease_until=tx.now + lease)
     tx.execute(opened)
+    if by is not None:
+        history.note(tx, "tidy", f"turn {id} of the janitor", by, after={"keep": dict(keep)})
     return id
 
 
