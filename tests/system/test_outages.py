@@ -41,6 +41,29 @@ def test_a_killed_trainers_run_is_finished_by_another_and_registered_once(produc
     assert not model.processes()
 
 
+@pytest.mark.parametrize("stack", ["embedded"], indirect=True)
+def test_a_run_that_loses_three_workers_is_parked_and_the_others_go_on(product: Product) -> None:
+    poison = product.add_model("poison")
+    poison.hold()
+    poison.insert()
+
+    def attempts() -> int:
+        running = poison.runs("running")
+        return len(product.get(f"/v1/runs/{running[0]['id']}")["attempts"]) if running else 0
+
+    for attempt in (1, 2, 3):
+        product.wait(f"attempt {attempt} to run", lambda expected=attempt: attempts() == expected)  # type: ignore[misc]
+        product.kill("trainer-standard")
+    failed = poison.wait_for_state("failed")
+    assert failed["error"]["message"] == "3 workers were lost while they trained it"
+    assert "3 workers were lost" in product.headrace("why", "poison")
+    other = product.add_model("after-the-poison")
+    other.insert()
+    other.wait_for_champion(1)
+    assert not poison.processes()
+    poison.go()
+
+
 def test_flushall_with_runs_waiting_loses_nothing(product: Product) -> None:
     models = [product.add_model(f"flushed-{n}") for n in range(4)]
     for model in models:

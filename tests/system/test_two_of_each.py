@@ -28,11 +28,18 @@ def seconds(product: Product, tmp_path: Path) -> Iterator[list[Machine]]:
 
 
 def test_two_of_each_share_the_work_and_one_goes_on_alone(product: Product, seconds: list[Machine]) -> None:
+    long = product.add_model("long-one")
+    long.hold()
+    long.insert()
+    long.wait_for_state("running")
     models = [product.add_model(f"shared-{n}") for n in range(3)]
     for model in models:
         model.insert()
     for model in models:
         model.wait_for_champion(1)
+    assert long.runs("running"), "the short ones did not wait behind the long one"
+    long.go()
+    long.wait_for_champion(1)
     firsts = [product.pid(name) for name in SERVICES]
     for pid in firsts:
         os.kill(pid, signal.SIGSTOP)
