@@ -20,10 +20,12 @@ from urllib.parse import unquote, urlsplit
 from shared.errors import ConfigurationError, HeadraceError, NotFound, Permanent, Refused, Unavailable
 from shared.locks import locked
 from shared.manifest import File, Manifest, hash_file
+from shared.points import point
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 _PIECE_BYTES = 1024**2
 _AT_ONCE = 4
+PUT, FETCH, REMOVE = (point(f"blob {what}", __name__) for what in ("put", "fetch", "remove"))
 _LEFT_OVER = timedelta(hours=24)
 
 
@@ -137,11 +139,12 @@ class DiskBlobs:
         self.leftovers(_LEFT_OVER)
 
     def put_file(self, path: Path) -> str:
-        with open_plain(path) as source:
+        with open_plain(path) as source, PUT:
             return self._put(source)
 
     def put_bytes(self, data: bytes) -> str:
-        return self._put(io.BytesIO(data))
+        with PUT:
+            return self._put(io.BytesIO(data))
 
     def has(self, sha256: str) -> bool:
         return self._place(sha256).is_file()
@@ -155,7 +158,7 @@ class DiskBlobs:
         return io.BufferedReader(Verified(raw, os.fstat(raw.fileno()).st_size, sha256, damaged), _PIECE_BYTES)
 
     def fetch(self, sha256: str, into: Path) -> None:
-        with self.open(sha256) as source:
+        with FETCH, self.open(sha256) as source:
             write_file(source, into)
 
     def keep(self, sha256: str) -> bool:
@@ -177,13 +180,11 @@ class DiskBlobs:
     def remove(self, sha256: str, older_than: timedelta = timedelta(0)) -> None:
         """Taken aside first: who keeps the blob before sees it come back, who keeps it after finds none and puts it again."""
         place, aside = self._place(sha256), self._tmp / f".removed-{sha256}"
-        try:
+        with REMOVE, suppress(FileNotFoundError):
             place.rename(aside)
-        except FileNotFoundError:
-            return
-        if older_than and _age(aside) < older_than and not place.exists():
-            aside.rename(place)
-        aside.unlink(missing_ok=True)
+            if older_than and _age(aside) < older_than and not place.exists():
+                aside.rename(place)
+            aside.unlink(missing_ok=True)
 
     def leftovers(self, older_than: timedelta) -> int:
         found = 0

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
-from shared.blobs import DIGEST, BlobDamaged, Verified, check_digest, open_plain, write_file
+from shared.blobs import DIGEST, FETCH, PUT, REMOVE, BlobDamaged, Verified, check_digest, open_plain, write_file
 from shared.errors import NotFound, Refused, Unavailable
 from shared.s3 import Bucket
 
@@ -40,7 +40,8 @@ class S3Blobs:
 
     def put_bytes(self, data: bytes) -> str:
         sha256 = hashlib.sha256(data).hexdigest()
-        self._bucket.put(_key(sha256), data, sha256)
+        with PUT:
+            self._bucket.put(_key(sha256), data, sha256)
         return sha256
 
     def has(self, sha256: str) -> bool:
@@ -50,7 +51,7 @@ class S3Blobs:
         return io.BufferedReader(self._open(sha256), 1024**2)
 
     def fetch(self, sha256: str, into: Path) -> None:
-        with self.open(sha256) as source:
+        with FETCH, self.open(sha256) as source:
             write_file(source, into)
 
     def keep(self, sha256: str) -> bool:
@@ -82,7 +83,8 @@ class S3Blobs:
             found = self._bucket.find(key)
             if found is None or datetime.now(UTC) - found.written_at < older_than:
                 return
-        self._bucket.delete([key])
+        with REMOVE:
+            self._bucket.delete([key])
 
     def leftovers(self, older_than: timedelta) -> int:
         return self._bucket.abort_uploads(older_than)
@@ -101,7 +103,7 @@ class S3Blobs:
     def _send(self, sha256: str, source: Verified) -> None:
         """What has another digest by now raises the error of `source` and never gets the key."""
         small = source.size_bytes < self._bucket.part_bytes
-        with io.BufferedReader(source, 1024**2) as stream:
+        with PUT, io.BufferedReader(source, 1024**2) as stream:
             if small:
                 self._bucket.put(_key(sha256), stream.read(), sha256)
             else:

@@ -22,6 +22,7 @@ from urllib.parse import unquote
 
 from shared.errors import ConfigurationError, NotFound, Refused, Transient
 from shared.locks import locked
+from shared.points import point
 from shared.repository import check_commit, check_ref, check_url, highest_version, is_local, resolve
 from shared.worktree import MAX_FILES, Entry, check_tree, read_listing, write_tree
 
@@ -30,6 +31,7 @@ __all__ = ["Entry", "GitFailed", "Mirror", "check_commit", "check_ref", "check_u
 _MAX_ANSWER_BYTES = 32 * 1024**2
 _LOOK_S = 60.0
 _FETCH_S = 900.0
+_LOOK, _FETCH, _CHECKOUT = (point(f"git {what}", __name__) for what in ("ls-remote", "fetch", "checkout"))
 _UNADVERTISED = re.compile(r"not our ref|unadvertised object|shallow capabilities|does not support shallow")
 # protocol.allow is belt to GIT_ALLOW_PROTOCOL's braces. unpackLimit: objects come as one whole pack or not at all, so a kill in
 # the middle of a fetch leaves no commit without its files. gc: a detached one rewrites `shallow` under the next fetch.
@@ -91,7 +93,8 @@ class Mirror:
         """`refs/heads/NAME` and `refs/tags/NAME` → commit, as the server has them now; names that break our rule are left out."""
         self._create()
         refs = {}
-        listing = self._answer("ls-remote", "--quiet", "--heads", "--tags", "--", self._address)
+        with _LOOK:
+            listing = self._answer("ls-remote", "--quiet", "--heads", "--tags", "--", self._address)
         for line in listing.decode(errors="replace").splitlines():
             commit, _, ref = line.partition("\t")
             ref = ref.removesuffix("^{}")  # the commit behind an annotated tag comes after the tag itself
@@ -165,9 +168,10 @@ class Mirror:
             try:
                 shutil.rmtree(partial, ignore_errors=True)
                 feed = "".join(f"{entry.blob}\n" for entry in entries).encode()
-                with self._run("cat-file", "--batch", feed=feed) as contents:
-                    write_tree(entries, contents, partial)
-                partial.rename(into)
+                with _CHECKOUT:
+                    with self._run("cat-file", "--batch", feed=feed) as contents:
+                        write_tree(entries, contents, partial)
+                    partial.rename(into)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
 
@@ -191,7 +195,8 @@ class Mirror:
 
     def _fetch(self, refspecs: Sequence[str], lock: int, *options: str) -> None:
         flags = ["--quiet", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head", "--no-auto-maintenance"]
-        with self._run("fetch", *flags, *options, "--", self._address, *refspecs, timeout_s=_FETCH_S, lock=lock):
+        argv = ["fetch", *flags, *options, "--", self._address, *refspecs]
+        with _FETCH, self._run(*argv, timeout_s=_FETCH_S, lock=lock):
             pass
 
     def _fetch_everything(self, commits: Sequence[str], lock: int) -> None:

@@ -17,10 +17,12 @@ from typing import Protocol, Self
 from urllib.parse import unquote, urlsplit
 
 from shared.errors import ConfigurationError, HeadraceError, Refused, Unavailable
+from shared.points import point
 
 MAX_BYTES = 50_000_000
 _TAIL_SHARE = 10  # a tenth of a bounded log is kept for its end, where the traceback stands
 _PIECE_BYTES = 1024**2
+APPEND, REMOVE = point("log append", __name__), point("log remove", __name__)
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}(?:/[a-z0-9][a-z0-9-]{0,63}){0,3}")
 
 
@@ -78,7 +80,7 @@ class DiskLogs:
         path = self._place(name)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        with open(descriptor, "ab", buffering=0) as stream:
+        with APPEND, open(descriptor, "ab", buffering=0) as stream:
             left = memoryview(data)
             while left:
                 left = left[stream.write(left) :]
@@ -106,7 +108,8 @@ class DiskLogs:
                     yield name, datetime.fromtimestamp(status.st_mtime, UTC), status.st_size
 
     def remove(self, name: str) -> None:
-        self._place(name).unlink(missing_ok=True)
+        with REMOVE:
+            self._place(name).unlink(missing_ok=True)
 
     def _place(self, name: str) -> Path:
         return self._root / f"{check_name(name)}.log"

@@ -10,7 +10,7 @@ from itertools import groupby
 from zlib import crc32
 
 from shared.errors import Refused, Unavailable
-from shared.logs import NAME, check_name
+from shared.logs import APPEND, NAME, REMOVE, check_name
 from shared.s3 import Bucket, Entry
 
 SEGMENT_BYTES = 256 * 1024
@@ -71,14 +71,16 @@ class S3Logs:
         with stripe.lock:
             if stripe.name == name:
                 stripe.name = None
-            self._bucket.delete([segment.key for segment in self._segments(name)])
+            with REMOVE:
+                self._bucket.delete([segment.key for segment in self._segments(name)])
 
     def _write(self, name: str, stripe: _Stripe, piece: bytes) -> None:
         start, data = stripe.start, stripe.data
         if len(data) >= SEGMENT_BYTES:
             start, data = start + len(data), b""
         data += piece
-        self._bucket.put(f"{name}.log/{start:015}", data)
+        with APPEND:
+            self._bucket.put(f"{name}.log/{start:015}", data)
         stripe.start, stripe.data = start, data
 
     def _find_end(self, name: str) -> tuple[int, bytes]:

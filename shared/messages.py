@@ -9,10 +9,13 @@ from celery.exceptions import CeleryError
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
+from shared.points import point
+
 TRAIN: Final = "headrace.train"  # (run id) → queue train.<class>
 EVALUATE: Final = "headrace.evaluate"  # (run id, holdout digest) → queue train.<class>
 REGISTER: Final = "headrace.register"  # (run id) → queue registry
 REGISTRY_QUEUE: Final = "registry"
+_PUBLISH: Final = {message: point(f"publish {message}", __name__) for message in (TRAIN, EVALUATE, REGISTER)}
 
 
 def train_queue(compute_class: str) -> str:
@@ -25,7 +28,8 @@ def ring(app: Celery, message: str, queue: str, *ids: int | str) -> bool:
     Blocks for a few seconds at worst, so never call it where a person waits for an answer.
     """
     try:
-        app.send_task(message, args=list(ids), queue=queue, retry=False)
+        with _PUBLISH[message]:
+            app.send_task(message, args=list(ids), queue=queue, retry=False)
     except (CeleryError, KombuError, RedisError, OSError):
         return False
     return True

@@ -14,9 +14,11 @@ from services.ingest_watcher.loop import Wake
 from shared.cuts import Cut
 from shared.errors import Fenced, HeadraceError
 from shared.ledger import Ledger, arrivals, datasets
+from shared.points import point
 
 TICK_S = 0.02
 TAKE_OVER_S = 1.0
+_LOOK = point("source look", __name__)
 
 log = structlog.get_logger()
 
@@ -86,7 +88,8 @@ class DatasetWatch:
             return
         nudge = self._nudged  # before the look: one that comes meanwhile has data that this look may not see
         try:
-            look = self._opened().look(self._cut)
+            with _LOOK:
+                look = self._opened().look(self._cut)
         except HeadraceError as error:
             self._note(error.message, nudge)
         else:

@@ -19,11 +19,13 @@ from shared import settings
 from shared.errors import ConfigurationError
 from shared.ledger import Ledger, deliveries
 from shared.ledger.deliveries import Sending
+from shared.points import point
 from shared.subscriptions import Subscription, check_secret
 
 LEASE = timedelta(seconds=90)
 BATCH = 4  # deliveries of one claim; each takes 15 s at worst, so they end within the lease
 SENDERS = 16
+_POST = point("webhook post", __name__)
 log = structlog.get_logger()
 
 
@@ -99,14 +101,15 @@ class Deliverer:
             ValueError
         ) as error:  # a number or a character that JSON cannot carry: it must not hold up what comes after
             return Answer(None, f"the notice cannot be written as JSON: {error}")
-        return webhook.send(
-            subscription.url,
-            secret,
-            delivery_id=one.id,
-            body=body,
-            now=self.ledger.clock.now(),
-            allow_private=subscription.inside,
-        )
+        with _POST:
+            return webhook.send(
+                subscription.url,
+                secret,
+                delivery_id=one.id,
+                body=body,
+                now=self.ledger.clock.now(),
+                allow_private=subscription.inside,
+            )
 
     def _again_in(self, one: Sending, answer: Answer) -> timedelta | None:
         pause = None if answer.gone else webhook.retry_after(one.attempts + 1, self.rng)

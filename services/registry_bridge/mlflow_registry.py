@@ -28,12 +28,31 @@ from services.registry_bridge.registration import (
 )
 from shared.errors import Fenced, Permanent, Refused, Unavailable
 from shared.manifest import check_path
+from shared.points import Point, point
 from shared.values import NAME
 
 CHAMPION = "champion"
 _NAME = re.compile(NAME)
 _SOURCE = re.compile(r"models:/(m-[0-9a-f]{32})")
 _MISSING, _EXISTS, _INVALID = "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_PARAMETER_VALUE"
+
+
+def _point(what: str) -> Point:
+    return point(f"mlflow {what}", __name__)
+
+
+_CREATE_EXPERIMENT, _CREATE_RUN, _TAKE_UP, _END_RUN, _DELETE_RUN = (
+    _point(what) for what in ("create experiment", "create run", "take up run", "end run", "delete run")
+)
+_LOG_BATCH, _LOG_INPUTS, _UPLOAD, _DELETE_FILES = (
+    _point(what) for what in ("log batch", "log inputs", "upload file", "delete files")
+)
+_CREATE_MODEL, _SHOW_MODEL, _READY_MODEL, _DELETE_MODEL = (
+    _point(what) for what in ("create model", "show model", "model ready", "delete model")
+)
+_CREATE_REGISTERED, _CREATE_VERSION, _DELETE_VERSION, _SET_ALIAS = (
+    _point(what) for what in ("create registered model", "create version", "delete version", "set alias")
+)
 
 
 def unfenced() -> None:
@@ -85,7 +104,9 @@ class MlflowRegistry:
     def set_champion(self, model: str, version: int) -> None:
         """Point the alias at the version, unless it does so already. The order of moves is the ledger's affair."""
         if self.champion(model) != version:
-            self._mlflow.post("registered-models/alias", {"name": model, "alias": CHAMPION, "version": str(version)})
+            self._mlflow.post(
+                _SET_ALIAS, "registered-models/alias", {"name": model, "alias": CHAMPION, "version": str(version)}
+            )
 
     def remove(self, model: str, version: int, mlflow_run: str, model_id: str) -> None:
         """Delete the version, its files and those of its run, and mark run and logged model as deleted. What is gone already is fine.
@@ -100,12 +121,14 @@ class MlflowRegistry:
         roots = self._roots(mlflow_run, model_id)
         if found:
             self._deleted(
-                lambda: self._mlflow.delete("model-versions/delete", {"name": model, "version": str(version)})
+                lambda: self._mlflow.delete(
+                    _DELETE_VERSION, "model-versions/delete", {"name": model, "version": str(version)}
+                )
             )
         for root in roots:
-            self._mlflow.clear(root)
-        self._deleted(lambda: self._mlflow.delete(f"logged-models/{model_id}", {"model_id": model_id}))
-        self._deleted(lambda: self._mlflow.post("runs/delete", {"run_id": mlflow_run}))
+            self._mlflow.clear(_DELETE_FILES, root)
+        self._deleted(lambda: self._mlflow.delete(_DELETE_MODEL, f"logged-models/{model_id}", {"model_id": model_id}))
+        self._deleted(lambda: self._mlflow.post(_DELETE_RUN, "runs/delete", {"run_id": mlflow_run}))
 
     def _roots(self, mlflow_run: str, model_id: str) -> list[str]:
         """Where the artifacts lie of what is still there. The run knows its place after it was marked, its model does not: the run goes last."""
@@ -140,7 +163,7 @@ class MlflowRegistry:
                 raise
         fence()
         try:
-            return str(self._mlflow.post("experiments/create", {"name": model})["experiment_id"])
+            return str(self._mlflow.post(_CREATE_EXPERIMENT, "experiments/create", {"name": model})["experiment_id"])
         except Answered as refusal:
             if refusal.code == _EXISTS:
                 raise Unavailable(f"another registration has just made the experiment {model}; try again") from refusal
@@ -155,7 +178,7 @@ class MlflowRegistry:
             "order_by": ["attributes.start_time ASC", "attributes.run_id ASC"],
             "max_results": 100,
         }
-        found = self._mlflow.post("runs/search", body).get("runs", [])
+        found = self._mlflow.search("runs/search", body).get("runs", [])
         return [run for run in found if is_of(registration, run["data"].get("tags", []))]
 
     def _create_run(self, experiment: str, registration: Registration, fence: Callable[[], None]) -> dict[str, Any]:
@@ -166,7 +189,7 @@ class MlflowRegistry:
             "start_time": milliseconds(registration.started_at),
             "tags": tags(registration),
         }
-        return dict(self._mlflow.post("runs/create", body)["run"])
+        return dict(self._mlflow.post(_CREATE_RUN, "runs/create", body)["run"])
 
     def _take_up(self, run: dict[str, Any], registration: Registration) -> None:
         """Put our token on what an older claim has left; what bears a newer one is not ours to touch."""
@@ -176,7 +199,7 @@ class MlflowRegistry:
             raise Fenced(
                 f"run {registration.run} is registered by a newer claim ({newest}); this one is {registration.token}"
             )
-        self._mlflow.post("runs/log-batch", {"run_id": run["info"]["run_id"], "tags": tags(registration)})
+        self._mlflow.post(_TAKE_UP, "runs/log-batch", {"run_id": run["info"]["run_id"], "tags": tags(registration)})
 
     def _left_model(self, run: dict[str, Any]) -> dict[str, Any] | None:
         """The logged model that an earlier crash has left under this MLflow run."""
@@ -185,7 +208,7 @@ class MlflowRegistry:
             "filter": f"source_run_id = '{run['info']['run_id']}'",
             "max_results": 1,
         }
-        found = self._mlflow.post("logged-models/search", body).get("models", [])
+        found = self._mlflow.search("logged-models/search", body).get("models", [])
         if found and not run.get("outputs", {}).get("model_outputs"):
             self._show_model(run, found[0]["info"])
         return dict(found[0]["info"]) if found else None
@@ -201,21 +224,21 @@ class MlflowRegistry:
             "params": parameters(registration)[:MAX_PARAMETERS],
             "tags": [{"key": RUN_TAG, "value": str(registration.run)}],
         }
-        logged = dict(self._mlflow.post("logged-models", body)["model"]["info"])
+        logged = dict(self._mlflow.post(_CREATE_MODEL, "logged-models", body)["model"]["info"])
         self._show_model(run, logged)
         return logged
 
     def _show_model(self, run: dict[str, Any], logged: dict[str, Any]) -> None:
         """On the run's page; the one call that MLflow does not take twice."""
         outputs = [{"model_id": logged["model_id"], "step": 0}]
-        self._mlflow.post("runs/outputs", {"run_id": run["info"]["run_id"], "models": outputs})
+        self._mlflow.post(_SHOW_MODEL, "runs/outputs", {"run_id": run["info"]["run_id"], "models": outputs})
 
     def _log(self, run: dict[str, Any], logged: dict[str, Any], registration: Registration) -> None:
         run_id = run["info"]["run_id"]
         for batch in batches(registration, logged["model_id"]):
-            self._mlflow.post("runs/log-batch", {"run_id": run_id, **batch})
+            self._mlflow.post(_LOG_BATCH, "runs/log-batch", {"run_id": run_id, **batch})
         if inputs := datasets(registration.cut):
-            self._mlflow.post("runs/log-inputs", {"run_id": run_id, "datasets": inputs})
+            self._mlflow.post(_LOG_INPUTS, "runs/log-inputs", {"run_id": run_id, "datasets": inputs})
 
     def _upload(
         self, run: dict[str, Any], logged: dict[str, Any], registration: Registration, fence: Callable[[], None]
@@ -224,13 +247,17 @@ class MlflowRegistry:
         single = [name for name in ("log.txt", "requirements.txt") if (bundle / name).is_file()]
         for path in [*_files(bundle, "plots"), *single]:
             fence()
-            self._mlflow.upload(run["info"]["artifact_uri"], path, bundle / path)
+            self._mlflow.upload(_UPLOAD, run["info"]["artifact_uri"], path, bundle / path)
         for path in _files(composed):
             fence()
-            self._mlflow.upload(logged["artifact_uri"], path, composed / path)
+            self._mlflow.upload(_UPLOAD, logged["artifact_uri"], path, composed / path)
         model_id, ended = logged["model_id"], milliseconds(registration.ended_at)
-        self._mlflow.patch(f"logged-models/{model_id}", {"model_id": model_id, "status": "LOGGED_MODEL_READY"})
-        self._mlflow.post("runs/update", {"run_id": run["info"]["run_id"], "status": "FINISHED", "end_time": ended})
+        self._mlflow.patch(
+            _READY_MODEL, f"logged-models/{model_id}", {"model_id": model_id, "status": "LOGGED_MODEL_READY"}
+        )
+        self._mlflow.post(
+            _END_RUN, "runs/update", {"run_id": run["info"]["run_id"], "status": "FINISHED", "end_time": ended}
+        )
 
     def _create_version(self, registration: Registration, run: dict[str, Any], logged: dict[str, Any]) -> None:
         body = {
@@ -241,16 +268,16 @@ class MlflowRegistry:
             "tags": tags(registration),
         }
         try:
-            self._mlflow.post("model-versions/create", body)
+            self._mlflow.post(_CREATE_VERSION, "model-versions/create", body)
         except Answered as refusal:
             if refusal.code != _MISSING:
                 raise
             self._create_registered_model(registration.model)
-            self._mlflow.post("model-versions/create", body)
+            self._mlflow.post(_CREATE_VERSION, "model-versions/create", body)
 
     def _create_registered_model(self, model: str) -> None:
         try:
-            self._mlflow.post("registered-models/create", {"name": model})
+            self._mlflow.post(_CREATE_REGISTERED, "registered-models/create", {"name": model})
         except Answered as refusal:
             if refusal.code != _EXISTS:
                 raise
@@ -264,9 +291,11 @@ class MlflowRegistry:
             return None
         kept, *surplus = sorted(found, key=lambda version: int(version["version"]))
         for version in surplus:
-            self._mlflow.delete("model-versions/delete", {"name": registration.model, "version": version["version"]})
+            self._mlflow.delete(
+                _DELETE_VERSION, "model-versions/delete", {"name": registration.model, "version": version["version"]}
+            )
         if mine and mine["info"]["run_id"] != kept["run_id"]:
-            self._mlflow.post("runs/delete", {"run_id": mine["info"]["run_id"]})
+            self._mlflow.post(_DELETE_RUN, "runs/delete", {"run_id": mine["info"]["run_id"]})
         source = _SOURCE.fullmatch(kept["source"])
         if not source:
             raise Permanent(

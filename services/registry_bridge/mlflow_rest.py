@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import urllib3
 
 from shared.errors import HeadraceError, Permanent, Unavailable
+from shared.points import Point
 
 CONNECT_S = 3.0
 READ_S = 30.0
@@ -36,7 +37,10 @@ class Answered(Permanent):
 
 
 class MlflowRest:
-    """Safe to use from several threads. `url` may carry `user:password@`; nothing else is read from anywhere."""
+    """Safe to use from several threads. `url` may carry `user:password@`; nothing else is read from anywhere.
+
+    Whatever changes something over there names its point, where a test lets this process die.
+    """
 
     def __init__(self, url: str, *, connect_s: float = CONNECT_S, read_s: float = READ_S) -> None:
         parts = urlsplit(url)
@@ -52,16 +56,22 @@ class MlflowRest:
     def get(self, path: str, **query: str) -> dict[str, Any]:
         return self._call("GET", _API + path, fields=query)
 
-    def post(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
+    def search(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
         return self._call("POST", _API + path, json=body)
 
-    def patch(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
-        return self._call("PATCH", _API + path, json=body)
+    def post(self, point: Point, path: str, body: Mapping[str, object]) -> dict[str, Any]:
+        with point:
+            return self._call("POST", _API + path, json=body)
 
-    def delete(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
-        return self._call("DELETE", _API + path, json=body)
+    def patch(self, point: Point, path: str, body: Mapping[str, object]) -> dict[str, Any]:
+        with point:
+            return self._call("PATCH", _API + path, json=body)
 
-    def upload(self, root: str, path: str, file: Path) -> None:
+    def delete(self, point: Point, path: str, body: Mapping[str, object]) -> dict[str, Any]:
+        with point:
+            return self._call("DELETE", _API + path, json=body)
+
+    def upload(self, point: Point, root: str, path: str, file: Path) -> None:
         """Put `file` at `path` under an artifact root of the server (`mlflow-artifacts:/…`); repeatable."""
         target = quote(f"{_place(root)}/{path}", safe="/")
         headers = {
@@ -69,12 +79,13 @@ class MlflowRest:
             "Content-Length": str(file.stat().st_size),
             "Content-Type": "application/octet-stream",
         }
-        with file.open("rb") as stream:
+        with point, file.open("rb") as stream:
             self._call("PUT", _ARTIFACTS + target, body=stream, headers=headers)
 
-    def clear(self, root: str) -> None:
+    def clear(self, point: Point, root: str) -> None:
         """Delete all that lies under an artifact root of the server; repeatable."""
-        self._call("DELETE", _ARTIFACTS + quote(_place(root), safe="/"))
+        with point:
+            self._call("DELETE", _ARTIFACTS + quote(_place(root), safe="/"))
 
     def _call(self, method: str, path: str, **content: Any) -> dict[str, Any]:
         try:

@@ -18,10 +18,12 @@ from services.trainer.users import Users
 from shared.errors import NotFound, Refused, Transient
 from shared.git import Mirror
 from shared.ledger.releases import Release
+from shared.points import point
 from shared.repository import is_local
 from shared.settings import Settings
 
 Say = Callable[[str], None]
+_LOCK, _BUILD = point("uv lock", __name__), point("uv build", __name__)
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,11 @@ class Workshop:
                 self._environments.check(environment)
 
     def _lock_requirements(self, checkout: Path) -> Locked:
-        with _explained():
+        with _explained(), _LOCK:
             return self._environments.lock(Recipe(checkout=checkout, index_url=self._index_url))
 
     def _build(self, locked: Locked, say: Say) -> Path:
-        with _explained():
+        with _explained(), _BUILD:
             return self._environments.build(locked, on_progress=say)
 
 

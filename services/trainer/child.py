@@ -25,12 +25,14 @@ from shared.blobs import open_plain
 from shared.catalog import Limits
 from shared.errors import ConfigurationError, Refused
 from shared.logs import Logs, Pump
+from shared.points import point
 
 HARNESS = Path(headrace.__file__).with_name("harness.py")
 LOADER = Path(headrace.__file__).with_name("loader.py")
 GRACE_S = 5.0
 SLICE_S = 0.1
 SPARE_TASKS = 50
+_START, _WATCH = point("child start", __name__), point("child end", __name__)
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,10 @@ def run(work: Work, prepared: Prepared, users: Users, logs: Logs, heart: Heart) 
         if uid is not None:
             users.hand_over(work.scratch, uid)
         confined = _confined(work.limits, uid)
-        child = Warded.start(argv, log=written, env=work.env, cwd=work.scratch, confined=confined)
-        ending = _watch(child, work, heart, prepared)
+        with _START:
+            child = Warded.start(argv, log=written, env=work.env, cwd=work.scratch, confined=confined)
+        with _WATCH:
+            ending = _watch(child, work, heart, prepared)
     return _read_result(work.scratch / "result.json", ending)
 
 

@@ -24,12 +24,14 @@ from shared.catalog import Catalog
 from shared.errors import HeadraceError
 from shared.git import Mirror
 from shared.locks import unused
+from shared.points import point
 from shared.repository import is_local
 from shared.retention import Place, Report, fit
 
 EVERY_S = 3600.0
 FIRST_S = 60.0
 STALE_S = 24 * 3600.0
+_PRUNE = point("uv prune", __name__)
 log = structlog.get_logger()
 
 
@@ -181,7 +183,8 @@ class DiskTidy:
                 report.keep("uv-cache", "it is in use")
                 return
             try:
-                self._environments.prune_cache()
+                with _PRUNE:
+                    self._environments.prune_cache()
             except (EnvironmentFailed, HeadraceError) as error:
                 report.errors.append(f"uv's cache could not be pruned: {error}")
                 return

@@ -23,6 +23,7 @@ from sqlalchemy.dialects.postgresql import array
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from shared import points
 from shared.clock import Clock, SystemClock
 from shared.errors import ConfigurationError, Unavailable, Undone
 from shared.ledger import copies
@@ -81,11 +82,14 @@ class Transaction:
     kept: dict[Any, Any] = field(
         default_factory=dict
     )  # what was read, and cannot change before the end of the transaction
+    took: list[str] = field(default_factory=list)
     _inside: list[str] = field(default_factory=list)
 
     @contextmanager
     def doing(self, name: str) -> Iterator[None]:
-        """Note the name of a step in `did`, unless it is part of another."""
+        """Note the name of a step in `took`, and in `did` unless it is part of another."""
+        if name not in self.took:
+            self.took.append(name)
         if not self._inside and name not in self.did:
             self.did.append(name)
         self._inside.append(name)
@@ -159,7 +163,9 @@ class Ledger:
             yield tx
             if tells:
                 self._database.committing(tx.connection)
+            points.committing(tx.took, "before")
             _commit(tx.connection)
+            points.committing(tx.took, "after")
 
     @contextmanager
     def read(self) -> Iterator[Transaction]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
 
+from shared import points
 from shared.ledger.session import Transaction
 
 Step = TypeVar("Step", bound=Callable[..., Any])
@@ -24,4 +25,5 @@ def transition(step: Step) -> Step:
             return step(tx, *args, **kwargs)
 
     TRANSITIONS[name] = named
+    points.commits(name, step.__module__)
     return cast(Step, named)

@@ -171,7 +171,7 @@ class MlflowAudit:
         token = ""
         while True:
             body = {"experiment_ids": [experiment], "filter": f"tags.`{RUN_TAG}` LIKE '%'", "max_results": PAGE}
-            found = self.mlflow.post("runs/search", body | ({"page_token": token} if token else {}))
+            found = self.mlflow.search("runs/search", body | ({"page_token": token} if token else {}))
             page = [
                 {"run_id": one["info"]["run_id"], "tags": one["data"].get("tags", [])} for one in found.get("runs", [])
             ]

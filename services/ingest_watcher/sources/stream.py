@@ -24,6 +24,7 @@ from shared.datasets import Stream
 from shared.errors import Conflict, HeadraceError, NotFound, Refused, Unavailable
 from shared.ledger import Ledger, arrivals, configuration, datasets, rejections, repeats
 from shared.ledger.rejections import Rejected
+from shared.points import point
 
 ARRIVALS, REJECTED, GROUP, FIELD = "headrace:arrivals", "headrace:rejected", "headrace", b"event"
 MAX_EVENT_BYTES = 1024**2
@@ -36,6 +37,7 @@ ANSWER_S, CONNECT_S = (
 )  # a half-open connection is noticed, instead of listened to for ever (docs/decisions.md, 1)
 FORGET = timedelta(hours=1)
 DEFECTS = 3
+_GROUP, _READ, _CLAIM, _SETTLE = (point(f"stream {what}", __name__) for what in ("group", "read", "claim", "settle"))
 _GONE = ("NOGROUP", "UNBLOCKED")  # FLUSHALL took the group, also from under a blocked read
 
 log = structlog.get_logger()
@@ -117,14 +119,16 @@ class StreamReader:
     def _create_group(self) -> None:
         """From the first entry on: those that came before us are for us too."""
         try:
-            self._connected().xgroup_create(ARRIVALS, GROUP, id="0", mkstream=True)
+            with _GROUP:
+                self._connected().xgroup_create(ARRIVALS, GROUP, id="0", mkstream=True)
         except RedisError as error:
             if not str(error).startswith("BUSYGROUP"):
                 raise
 
     def _read(self, after: str) -> list[Entry]:
         wait = {"block": int(BLOCK_S * 1000)} if after == ">" else {}
-        found = self._connected().xreadgroup(GROUP, self._consumer, {ARRIVALS: after}, count=BATCH, **wait)
+        with _READ:
+            found = self._connected().xreadgroup(GROUP, self._consumer, {ARRIVALS: after}, count=BATCH, **wait)
         return [(id, fields or {}) for id, fields in found[0][1]] if found else []
 
     def _take(self, entry: str, fields: dict[bytes, bytes]) -> None:
@@ -169,7 +173,8 @@ class StreamReader:
             together.xack(ARRIVALS, GROUP, entry)
             together.xdel(ARRIVALS, entry)
             try:
-                together.execute()
+                with _SETTLE:
+                    together.execute()
             except OutOfMemoryError:
                 if put_aside is None:
                     raise
@@ -182,7 +187,8 @@ class StreamReader:
         start, idle_ms = b"0-0", int(self._lease.total_seconds() * 1000)
         while True:
             client = self._connected()
-            start, claimed, *gone = client.xautoclaim(ARRIVALS, GROUP, self._consumer, idle_ms, start, count=BATCH)
+            with _CLAIM:
+                start, claimed, *gone = client.xautoclaim(ARRIVALS, GROUP, self._consumer, idle_ms, start, count=BATCH)
             for id in gone[0] if gone else []:  # cut away meanwhile; Redis 6 lists them among the claimed
                 self._take(id.decode(), {})
             if claimed:
