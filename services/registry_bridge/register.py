@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,11 +17,11 @@ import structlog
 from services.registry_bridge.compose import compose
 from services.registry_bridge.registration import Registered, Registration
 from shared.blobs import Blobs, materialise, store_tree
-from shared.errors import HeadraceError, Unavailable
+from shared.errors import Fenced, HeadraceError, Unavailable
 from shared.ledger import Ledger, arrivals, attempts, releases, runs, versions
 from shared.manifest import Manifest, read_tree
 
-LEASE = timedelta(minutes=5)
+LEASE = timedelta(seconds=30)
 PAUSE = timedelta(seconds=2)
 LONG_PAUSE = timedelta(minutes=1)
 log = structlog.get_logger()
@@ -53,7 +54,8 @@ class Registrar:
             return False
         scratch = self.home / f"{run}-{token}"
         try:
-            self._register(run, token, scratch)
+            with self._kept(run, token):
+                self._register(run, token, scratch)
         except Exception as error:
             log.warning("registration_failed", run=run, error=str(error), exc_info=not isinstance(error, HeadraceError))
             with self.ledger.write() as tx:
@@ -74,20 +76,35 @@ class Registrar:
         log.info("version_registered", run=run, model=registration.model, version=found.version, digest=made_of.digest)
 
     def _fence(self, run: int, token: int) -> Callable[[], None]:
-        """Raises `Fenced` when another bridge has taken over; keeps the lease while a large model is uploaded."""
-        renewed = time.monotonic()
+        """Raises `Fenced` when another bridge has taken over."""
 
         def fence() -> None:
-            nonlocal renewed
-            if time.monotonic() - renewed < LEASE.total_seconds() / 3:
-                with self.ledger.read() as tx:
-                    versions.check_registration(tx, run, token)
-                return
-            with self.ledger.write() as tx:
-                versions.keep_registration(tx, run, token, LEASE)
-            renewed = time.monotonic()
+            with self.ledger.read() as tx:
+                versions.check_registration(tx, run, token)
 
         return fence
+
+    @contextmanager
+    def _kept(self, run: int, token: int) -> Iterator[None]:
+        """The lease is kept while the block lasts, however long one file takes to upload; a dead bridge's is free in seconds."""
+        ended = threading.Event()
+        keeper = threading.Thread(target=self._keep, args=(run, token, ended), name=f"keep {run}", daemon=True)
+        keeper.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            keeper.join()
+
+    def _keep(self, run: int, token: int, ended: threading.Event) -> None:
+        while not ended.wait(LEASE.total_seconds() / 3):
+            try:
+                with self.ledger.write() as tx:
+                    versions.keep_registration(tx, run, token, LEASE)
+            except Fenced:
+                return  # the registration finds out by itself, at its next fence
+            except HeadraceError as error:
+                log.warning("registration_not_kept", run=run, error=error.message)
 
     def _compose(self, registration: Registration) -> Manifest:
         """The model directory that MLflow gets and consumers download, kept in the blob store under its manifest's digest."""

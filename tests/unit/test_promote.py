@@ -6,11 +6,12 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from services.registry_bridge import register
 from services.registry_bridge.deliver import Deliverer
 from services.registry_bridge.promote import Promoter, Wanted
 from services.registry_bridge.register import Registrar
@@ -178,6 +179,31 @@ def test_a_bundle_that_is_damaged_is_noted_and_holds_up_nothing(bridge: Bridge) 
     with bridge.ledger.read() as tx:
         assert runs.find(tx, run).registration_error
         assert versions.unregistered(tx) == []
+
+
+def test_a_registration_that_takes_longer_than_its_lease_is_kept(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One large file is uploaded for longer than the lease; nobody else may begin meanwhile."""
+    run, began = bridge.train(), bridge.clock.at
+    monkeypatch.setattr(register, "LEASE", timedelta(milliseconds=60))
+    second = Registrar(bridge.ledger, bridge.registry, bridge.blobs, bridge.home / "second")
+
+    def lease() -> datetime:
+        with bridge.ledger.read() as tx:
+            return runs.find(tx, run).registration_lease  # type: ignore[no-any-return]
+
+    def upload() -> None:
+        bridge.clock.forward(milliseconds=50)
+        deadline = time.monotonic() + 10
+        while lease() == began + register.LEASE and time.monotonic() < deadline:
+            time.sleep(0.005)
+        bridge.clock.forward(milliseconds=20)
+        assert not second.register(run)
+
+    bridge.registry.before = upload
+    assert bridge.registrar.register(run)
+    assert bridge.registry.tokens == [1]
 
 
 def test_a_bridge_that_slept_past_its_lease_makes_nothing_and_disturbs_nobody(bridge: Bridge) -> None:
