@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import threading
+import time
 from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -23,6 +24,11 @@ _ERROR = b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>half w
 _OF_THE_CONNECTION = {"content-length", "connection", "transfer-encoding", "date", "server"}
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that is gone, as clients are that were killed, is nothing to tell."""
+
+
 class FaultyProxy:
     """`fail(n, fault)` faults the n-th request from then on (1 is the next); `fail_path` the next one to a path.
 
@@ -33,12 +39,14 @@ class FaultyProxy:
         self._keep_host = keep_host
         self.requests: list[str] = []
         self.connections = 0
+        self.delay_s = 0.0  # before each request is passed on
         self._target = urlsplit(target).netloc
         self._lock = threading.Lock()
+        self.struck = False  # since it was last told to fail
         self._nth: int | None = None
         self._path: str | None = None
         self._fault = Fault.DROP_REPLY
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
@@ -54,11 +62,11 @@ class FaultyProxy:
 
     def fail(self, nth: int, fault: Fault) -> None:
         with self._lock:
-            self._nth, self._path, self._fault = nth, None, fault
+            self._nth, self._path, self._fault, self.struck = nth, None, fault, False
 
     def fail_path(self, path: str, fault: Fault) -> None:
         with self._lock:
-            self._nth, self._path, self._fault = None, path, fault
+            self._nth, self._path, self._fault, self.struck = None, path, fault, False
 
     def _judge(self, method: str, path: str) -> Fault | None:
         with self._lock:
@@ -67,6 +75,7 @@ class FaultyProxy:
                 self._nth -= 1
             if self._nth == 0 or (self._path is not None and self._path in path):
                 self._nth = self._path = None
+                self.struck = True
                 return self._fault
             return None
 
@@ -84,6 +93,7 @@ class FaultyProxy:
             def _forward(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
                 fault = proxy._judge(self.command, self.path)
+                time.sleep(proxy.delay_s)
                 if fault is Fault.REFUSE_REQUEST:
                     self.close_connection = True
                     return

@@ -67,6 +67,7 @@ def train(job):
 
 
 def evaluate(job, model):
+    time.sleep({evaluate_s})
     return {{"auc": QUALITY, "rows": float(model["rows"])}}
 
 
@@ -89,6 +90,8 @@ def predict(model, frame):
 
 class Product:
     """`python -m stack up` on a directory of its own, with models that a test adds. `elsewhere` names servers that run already."""
+
+    release_poll = "1s"
 
     def __init__(
         self,
@@ -208,7 +211,7 @@ class Product:
         self,
         name: str,
         *,
-        quality: float = 0.7,
+        quality: float | str = 0.7,
         policy: str = "{}",
         more: str = "",
         compute_class: str = "standard",
@@ -219,7 +222,7 @@ class Product:
         self._sections.append(
             f'[datasets.{name}]\nsource = {{ kind = "{kind}"{look} }}\n'
             f"holdout = {{ min_rows = 1 }}\n\n"
-            f'[models.{name}]\nrepository = "{model.repository.as_uri()}"\nrelease_poll = "1s"\npolicy = {policy}\npass_env = ["HOLD_FILES"]\n{more}\n'
+            f'[models.{name}]\nrepository = "{model.repository.as_uri()}"\nrelease_poll = "{self.release_poll}"\npolicy = {policy}\npass_env = ["HOLD_FILES"]\n{more}\n'
         )
         self._write_config()
         return model
@@ -239,7 +242,7 @@ class Product:
         draft.write_text("\n".join(self._sections))
         draft.replace(self.config)
 
-    def wait(self, what: str, look: Callable[[], T | None], patience_s: float = PATIENCE_S) -> T:
+    def wait(self, what: str, look: Callable[[], T | None], patience_s: float = PATIENCE_S, look_s: float = 0.05) -> T:
         deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline:
             try:
@@ -247,7 +250,7 @@ class Product:
                     return found
             except (urllib.error.URLError, ConnectionError, FileNotFoundError, TimeoutError, json.JSONDecodeError):
                 pass
-            time.sleep(0.05)
+            time.sleep(look_s)
         raise AssertionError(f"waited {patience_s:g} s for {what}\n{self._state_of_things()}")
 
     def _state_of_things(self) -> str:
@@ -265,7 +268,10 @@ class Product:
 class Model:
     """A model of a test: its repository, its table."""
 
-    def __init__(self, product: Product, name: str, quality: float, compute_class: str, kind: str = "sql") -> None:
+    def __init__(
+        self, product: Product, name: str, quality: float | str, compute_class: str, kind: str = "sql"
+    ) -> None:
+        self.evaluate_s = 0.0
         self.product, self.name, self._class, self._kind = product, name, compute_class, kind
         self.repository = product.root / f"{name}.git"
         self.database = product.root / f"{name}.db"
@@ -274,12 +280,16 @@ class Model:
         self._git("init", "--quiet", "--initial-branch=main")
         self.release("1.0.0", quality)
 
-    def release(self, version: str, quality: float) -> None:
+    def release(self, version: str, quality: float | str) -> None:
+        """`quality` is an expression; one that raises makes a model whose training fails."""
         declared = PYPROJECT.format(name=self.name, version=version, compute_class=self._class)
-        source = SOURCE.format(quality=quality)
+        source = SOURCE.format(quality=quality, evaluate_s=self.evaluate_s)
         if self._kind != "sql":  # whose rows nobody can hold out and score on
             declared = declared.partition("[tool.headrace.gates]")[0].replace('evaluate = "small:evaluate"\n', "")
             source = REPORTED
+        self.push(version, declared, source)
+
+    def push(self, version: str, declared: str, source: str) -> None:
         (self.repository / "pyproject.toml").write_text(declared)
         (self.repository / "small.py").write_text(source)
         self._git("add", "--all")
@@ -366,10 +376,18 @@ class Hook:
     def __init__(self) -> None:
         hook, self.received, self.forged = self, [], 0
         self.ids: list[str] = []
+        self.hang = threading.Event()  # while it is clear, nobody is answered
+        self.hang.set()
+        self.refusals: list[int] = []  # answers to the next posts that are refused, and not kept
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
+                hook.hang.wait()
+                if hook.refusals:
+                    self.send_response(hook.refusals.pop())
+                    self.end_headers()
+                    return
                 if hook._is_signed(self.headers, body):
                     hook.received.append(json.loads(body))
                     hook.ids.append(self.headers["webhook-id"])
@@ -390,6 +408,7 @@ class Hook:
         return [notice for notice in self.received if notice["subject"] == model and notice["type"] == kind]
 
     def close(self) -> None:
+        self.hang.set()
         self._server.shutdown()
         self._server.server_close()
 
