@@ -6,6 +6,7 @@ STATE ?= .headrace
 NAME ?= $(USER)
 SCOPES ?= read
 MINUTES ?= 30
+SEED ?=
 BIN := .venv/bin
 READY := .venv/.filled
 # Byte code is what makes a start of MLflow or scikit-learn three to five times as fast.
@@ -68,6 +69,14 @@ test: $(READY)  ## every test; the tests bring the servers that they need
 .PHONY: fuzz
 fuzz: $(READY)  ## 20,000 generated requests to the API: none a defect, each answer documented
 	@FUZZ_REQUESTS=$${FUZZ_REQUESTS:-24000} exec $(BIN)/python -m pytest tests/contract/test_fuzz.py -q -x
+
+.PHONY: crash
+crash: $(READY)  ## kill each kind of process at each side of every point that it comes to: some ten minutes
+	@EVERYWHERE=1 exec $(BIN)/python -m pytest tests/chaos/test_crash_points.py -q -s --timeout=3600
+
+.PHONY: chaos
+chaos: $(READY)  ## faults of every kind over a running house: MINUTES=30 SEED=7
+	@MINUTES='$(MINUTES)' SEED='$(SEED)' exec $(BIN)/python -m pytest tests/chaos/test_chaos.py -q -s
 
 .PHONY: compose-test
 compose-test: $(READY)  ## the stack in containers, from start to end; needs docker compose, or podman-compose

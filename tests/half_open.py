@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from typing import Self
 
 
 class HalfOpen:
-    """`cut()` deafens the connections that there are; later ones work. What a client sends goes on to the server all the same."""
+    """`cut()` deafens the connections that there are; later ones work. What a client sends goes on to the server all the same.
+
+    `reset()` breaks them off; while `held` is set nothing passes in either direction, and everything does afterwards.
+    """
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -18,6 +22,8 @@ class HalfOpen:
         self.port = int(self._listener.getsockname()[1])
         self._open: list[socket.socket] = []
         self._deaf: set[socket.socket] = set()
+        self._passing = threading.Event()
+        self._passing.set()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> Self:
@@ -31,6 +37,22 @@ class HalfOpen:
 
     def cut(self) -> None:
         self._deaf.update(self._open)
+
+    def reset(self) -> None:
+        for one in self._open:
+            with contextlib.suppress(OSError):
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+        self._open.clear()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        self._passing.clear()
+        try:
+            yield
+        finally:
+            self._passing.set()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -48,6 +70,7 @@ class HalfOpen:
     def _carry(self, source: socket.socket, target: socket.socket, answers: bool) -> None:
         with contextlib.suppress(OSError, ValueError):
             for piece in self._pieces(source, answers):
+                self._passing.wait()
                 if not (answers and source in self._deaf):
                     target.sendall(piece)
         for one in (target, source):
