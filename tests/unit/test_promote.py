@@ -456,7 +456,8 @@ def test_the_sweep_takes_a_run_all_the_way_and_one_model_in_trouble_does_not_hol
         adopt(bridge.ledger, model, name="v2.0.0", gates={})
         bridge.train(model)
     bridge.registry.refuses = {"broken"}
-    sweep = Sweep(bridge.ledger, bridge.registrar, bridge.promoter, Deliverer(bridge.ledger))
+    deliverer = Deliverer(bridge.ledger)
+    sweep = Sweep(bridge.ledger, bridge.registrar, bridge.promoter, deliverer)
     sweep.start()
     try:
         wait_for_champion(bridge, 1)
@@ -467,6 +468,7 @@ def test_the_sweep_takes_a_run_all_the_way_and_one_model_in_trouble_does_not_hol
         wait_for_champion(bridge, 1)
     finally:
         sweep.stop(10)
+        deliverer._pool.shutdown()  # a sender that writes on into a closed ledger in memory takes the interpreter down
     assert bridge.registry.aliases == {"delays": 1}
 
 
