@@ -23,6 +23,7 @@ from shared.clock import SystemClock
 from shared.gates import Decision, Verdict
 from shared.ledger import Ledger, attempts, deliveries, planning, versions
 from shared.manifest import read_tree
+from shared.points import Point
 from shared.settings import Settings
 from stack.audit import Report, audit
 from tests import audited, ledgers
@@ -31,6 +32,7 @@ from tests.redis_server import Valkey, start_valkey
 from tests.s3_server import S3Server
 from tests.servers import Server, free_port, start_mlflow
 
+PLANTED = Point("a hand that is not ours")
 ROOT = Path(__file__).parents[2]
 
 
@@ -56,8 +58,9 @@ class Live:
         with self.ledger.write() as tx:
             token = versions.begin_registration(tx, run, timedelta(minutes=5))
         number, mlflow_run = self.register(run, token)
+        digest = self.store(f"version {run}")
         with self.ledger.write() as tx:
-            versions.registered(tx, run, number, self.store(f"version {run}"), mlflow_run, f"m-{run}")
+            versions.registered(tx, run, number, digest, mlflow_run, f"m-{run}")
             row, champion = versions.find(tx, self.name, number), versions.champion(tx, self.name)
         with self.ledger.write() as tx:
             versions.decide(tx, row, champion, Verdict(decision, ("auc: passes",)), "sha256:h", automatic=True)
@@ -73,16 +76,18 @@ class Live:
                 versions.served(tx, intended)
 
     def alias(self, number: int) -> None:
-        self.mlflow.post("registered-models/alias", {"name": self.name, "alias": "champion", "version": str(number)})
+        self.mlflow.post(
+            PLANTED, "registered-models/alias", {"name": self.name, "alias": "champion", "version": str(number)}
+        )
 
     def register(self, run: int, token: int | None, name: str = "") -> tuple[int, str]:
         """A version in MLflow as the bridge leaves one; its number and its MLflow run."""
         tags = [{"key": "headrace.run", "value": str(run)}, {"key": "headrace.token", "value": str(token)}]
-        made = self.mlflow.post("runs/create", {"experiment_id": self.experiment, "tags": tags})["run"]["info"][
-            "run_id"
-        ]
+        made = self.mlflow.post(PLANTED, "runs/create", {"experiment_id": self.experiment, "tags": tags})["run"][
+            "info"
+        ]["run_id"]
         model = {"experiment_id": self.experiment, "name": "model", "source_run_id": made}
-        logged = self.mlflow.post("logged-models", model)["model"]["info"]["model_id"]
+        logged = self.mlflow.post(PLANTED, "logged-models", model)["model"]["info"]["model_id"]
         body = {
             "name": name or self.name,
             "source": f"models:/{logged}",
@@ -90,7 +95,7 @@ class Live:
             "run_id": made,
             "tags": tags,
         }
-        found = self.mlflow.post("model-versions/create", body)["model_version"]
+        found = self.mlflow.post(PLANTED, "model-versions/create", body)["model_version"]
         return int(found["version"]), made
 
     def store(self, text: str) -> str:
@@ -169,8 +174,8 @@ def make_live(
     mlflow = MlflowRest(mlflow_alone.url)
     live = Live(ledger, settings, mlflow, make_blobs(blobs_url), name, tmp_path / "trees")
     ledgers.put_config(ledger, CONFIG.replace("delays", name))
-    live.experiment = mlflow.post("experiments/create", {"name": name})["experiment_id"]
-    mlflow.post("registered-models/create", {"name": name})
+    live.experiment = mlflow.post(PLANTED, "experiments/create", {"name": name})["experiment_id"]
+    mlflow.post(PLANTED, "registered-models/create", {"name": name})
     ledgers.adopt(ledger, name)
     ledgers.grow(ledger)
     live.train(Decision.PROMOTE)
@@ -179,7 +184,7 @@ def make_live(
     audited.attend(ledger)
     yield live
     ledger.close()
-    mlflow.delete("registered-models/delete", {"name": name})
+    mlflow.delete(PLANTED, "registered-models/delete", {"name": name})
 
 
 def only(found: list[Violation]) -> Violation:
@@ -205,7 +210,7 @@ def test_an_alias_that_somebody_moved_is_told(live: Live) -> None:
 
 
 def test_a_version_that_mlflow_has_lost_is_told_unless_it_was_tidied(live: Live) -> None:
-    live.mlflow.delete("model-versions/delete", {"name": live.name, "version": "2"})
+    live.mlflow.delete(PLANTED, "model-versions/delete", {"name": live.name, "version": "2"})
     told = only(live.told("I6"))
     assert (told.kind, told.ids["version"]) == ("not_in_mlflow", 2)
     live.plant("UPDATE version SET tidied_at = registered_at WHERE number = 2")
@@ -221,7 +226,7 @@ def test_a_second_version_of_a_run_is_told_with_its_mlflow_run(live: Live) -> No
 
 def test_versions_of_runs_that_the_ledger_does_not_know_are_told_also_under_an_unknown_name(live: Live) -> None:
     stranger = f"{live.name}-gone"
-    live.mlflow.post("registered-models/create", {"name": stranger})
+    live.mlflow.post(PLANTED, "registered-models/create", {"name": stranger})
     try:
         live.register(77, 1)
         live.register(78, 1, name=stranger)
@@ -231,7 +236,7 @@ def test_versions_of_runs_that_the_ledger_does_not_know_are_told_also_under_an_u
             ("unknown_run", stranger, 78),
         }
     finally:
-        live.mlflow.delete("registered-models/delete", {"name": stranger})
+        live.mlflow.delete(PLANTED, "registered-models/delete", {"name": stranger})
 
 
 def test_a_version_of_a_run_that_was_not_trained_is_an_orphan_and_one_that_is_being_registered_is_not(
@@ -255,11 +260,11 @@ def test_a_token_that_the_ledger_never_gave_is_told(live: Live) -> None:
 
 
 def test_versions_of_other_people_are_none_of_ours(live: Live) -> None:
-    run = live.mlflow.post("runs/create", {"experiment_id": live.experiment})["run"]["info"]["run_id"]
+    run = live.mlflow.post(PLANTED, "runs/create", {"experiment_id": live.experiment})["run"]["info"]["run_id"]
     model = {"experiment_id": live.experiment, "name": "by-hand", "source_run_id": run}
-    logged = live.mlflow.post("logged-models", model)["model"]["info"]["model_id"]
+    logged = live.mlflow.post(PLANTED, "logged-models", model)["model"]["info"]["model_id"]
     body = {"name": live.name, "source": f"models:/{logged}", "model_id": logged, "run_id": run}
-    live.mlflow.post("model-versions/create", body)
+    live.mlflow.post(PLANTED, "model-versions/create", body)
     report = live.look()
     assert not report.violations
     assert report.looked("I6")["versions in MLflow that are not ours"] == 1

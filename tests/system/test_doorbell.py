@@ -114,7 +114,7 @@ def test_reports_are_taken_and_trained_while_redis_is_full(product: Product, val
     product.wait("a release", lambda: model.get()["release"])
     valkey.command("CONFIG", "SET", "maxmemory", "1")
     try:
-        told = product.post("/v1/events", {"dataset": "full", "rows": 5, "id": "while it is full"})
+        told = product.post("/v1/events", {"dataset": "full", "from": 0, "to": 5, "rows": 5})
         assert told["runs"]
         serves_once(model)
     finally:
