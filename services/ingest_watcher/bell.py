@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import structlog
 
 from services.ingest_watcher.loop import Wake
-from shared.ledger import Ledger, Transaction, configuration, fates, runs, workers
+from shared.ledger import Ledger, Transaction, configuration, runs, workers
 
 LONGEST_WAIT_S = 5.0  # the wall clock may be set meanwhile
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
@@ -51,7 +51,7 @@ class Bell:
             self._changes.wait(min(max(left_s, 0.0), LONGEST_WAIT_S), self._wake.stopped)
 
     def _to_ring(self, tx: Transaction, classes: tuple[str, ...]) -> list[Any]:
-        slots = workers.free_slots(tx, fates.WORKER_SEEN)
+        slots = workers.free_slots(tx, workers.TOLD_WITHIN)
         free = {name: number for name, number in slots.items() if number > 0 and name in classes}
         found = []
         for run in runs.unrung(tx, list(free)):

@@ -13,7 +13,8 @@ from shared.ledger.transitions import transition
 from shared.lifecycle import RunState
 
 FORGOTTEN = timedelta(hours=1)
-HEARD_WITHIN = timedelta(seconds=2)  # else a free slot looks for itself
+TOLD_WITHIN = timedelta(seconds=15)  # three times as long as a worker is silent; one that died is counted for so long
+HEARD_WITHIN = timedelta(seconds=15)  # a bell for it is not repeated sooner: a free slot looks for itself meanwhile
 
 
 @transition

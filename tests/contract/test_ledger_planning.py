@@ -262,7 +262,7 @@ def test_slots_are_free_that_no_run_has_or_is_on_its_way_to(ledger: Ledger, cloc
     run = waiting(ledger)
     assert ring(ledger) == [run]
     assert free() == {"standard": 2, "gpu": 1}
-    clock.forward(seconds=3)
+    clock.forward(seconds=16)
     assert free() == {"standard": 3, "gpu": 1}, "nobody heard it"
     assert claim(ledger, run) is not None
     assert free() == {"standard": 2, "gpu": 1}

@@ -74,21 +74,28 @@ def test_fifty_runs_behind_a_long_one_leave_redis_empty(product: Product, valkey
     long.hold()
     long.insert()
     long.wait_for_state("running")
+    try:
+        many_wait_and_none_in_redis(product, valkey)
+    finally:
+        product.forget_models()
+        long.go()
+    product.wait("the waiting ones to be called off", lambda: not waiting(product))
+
+
+def many_wait_and_none_in_redis(product: Product, valkey: Valkey) -> None:
     many = product.add_model("many")
     for n in range(1, MANY):  # its releases, under as many names
         product.add_section(WAITING.format(n=n, repository=many.repository.as_uri()))
-
-    def waiting() -> list[dict[str, Any]]:
-        return list(product.get("/v1/runs?state=waiting&limit=100")["items"])
-
-    product.wait("a run of each", lambda: len(waiting()) == MANY)
+    product.wait("a run of each", lambda: len(waiting(product)) == MANY)
     many.insert()
-    product.wait("all to be due", lambda: all(run["due_at"] for run in waiting()))
-    assert valkey.command("LLEN", "train.standard") == b":0\r\n"
+    product.wait("all to be due", lambda: all(run["due_at"] for run in waiting(product)))
+    left = int(valkey.command("LLEN", "train.standard")[1:])
+    assert left <= 2, "at most the bells of a worker that has just died, and not one for each run"
     assert valkey.command("HLEN", "unacked") == b":0\r\n", "what is acknowledged early cannot come a second time"
-    product.forget_models()
-    long.go()
-    product.wait("the waiting ones to be called off", lambda: not waiting())
+
+
+def waiting(product: Product) -> list[dict[str, Any]]:
+    return list(product.get("/v1/runs?state=waiting&limit=100")["items"])
 
 
 def test_a_connection_that_is_half_open_costs_seconds_and_the_deaf_worker_is_replaced(
