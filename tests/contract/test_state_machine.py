@@ -13,4 +13,4 @@ def test_the_ledger_does_what_its_plain_model_does(database: Ledger) -> None:
     def machine() -> Headrace:  # `@reproduce_failure` goes above this line
         return Headrace(database)
 
-    run_state_machine_as_test(machine, settings=settings(QUICK, max_examples=8))
+    run_state_machine_as_test(machine, settings=settings(QUICK, max_examples=6))

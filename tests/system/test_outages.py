@@ -99,6 +99,7 @@ def test_a_run_that_ends_while_mlflow_is_down_is_registered_when_it_is_back(prod
 
 
 @pytest.mark.parametrize("process", ["api", "watcher", "bridge", "valkey"])
+@pytest.mark.parametrize("stack", ["servers"], indirect=True)  # the storm strikes them on the embedded one
 def test_the_flow_goes_on_after_the_death_of(product: Product, process: str) -> None:
     model = product.add_model(f"after-{process}")
     model.hold()
