@@ -40,6 +40,12 @@ def _nothing_broken(_guarded: None) -> Iterator[None]:
     assert not GUARD.found, "\n".join(GUARD.found)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first, so that short tests fill the end of the run."""
+    longest = ("tests/chaos", "tests/system")
+    items.sort(key=lambda item: not item.nodeid.startswith(longest))
+
+
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One MLflow server for all: take a model name of your own, and do not stop it."""
