@@ -48,7 +48,7 @@ def work(app: Celery, settings: Settings, queue: str, slots: int) -> int:
     """Be the worker of one queue until SIGTERM; the exit code. The pool is of threads: what a task starts is exec'd, never forked (celery#10339).
 
     The node name is fixed, for each new one would leave a mailbox in Redis for ever (celery#6089). Gossip and mingle leave lists there and carry
-    what we do not use (FAILURES C11, C12).
+    what we do not use.
     """
     flags = ["--pool=threads", f"--concurrency={slots}", "--without-gossip", "--without-mingle", "--task-events"]
     app.worker_main(["worker", f"--queues={queue}", f"--hostname={settings.process}@%h", "--loglevel=WARNING", *flags])

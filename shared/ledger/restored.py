@@ -1,4 +1,4 @@
-"""What a ledger that was restored from an older copy needs, so that nothing that happened since is taken for something else (FAILURES P4)."""
+"""What a ledger that was restored from an older copy needs, so that nothing that happened since is taken for something else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A ledger restored from an older copy (FAILURES P4): no version twice, none of the wrong run, and stale claims are refused. With a real MLflow."""
+"""A ledger restored from an older copy: no version twice, none of the wrong run, and stale claims are refused. With a real MLflow."""
 
 from __future__ import annotations
 
