@@ -23,8 +23,8 @@ from shared.points import point
 from shared.subscriptions import Subscription, check_secret
 
 LEASE = timedelta(seconds=90)
-BATCH = 4  # deliveries of one claim; each takes 15 s at worst, so they end within the lease
-SENDERS = 16
+BATCH = 64  # deliveries of one claim
+SENDERS = 256  # threads, made when they are needed; a consumer has one at a time, and so many may hang before another waits for them
 _POST = point("webhook post", __name__)
 log = structlog.get_logger()
 
@@ -50,7 +50,7 @@ class Deliverer:
         if next_due is None or next_due > now:
             return (next_due - now).total_seconds() if next_due is not None else None
         with self.ledger.write() as tx:
-            claimed = deliveries.claim_due(tx, LEASE, BATCH * SENDERS, busy)
+            claimed = deliveries.claim_due(tx, LEASE, BATCH, busy)
         by_subscription = defaultdict(list)
         for one in claimed:
             by_subscription[one.subscription.name].append(one)

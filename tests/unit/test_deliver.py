@@ -171,6 +171,20 @@ def test_a_consumer_that_hangs_does_not_hold_up_another(post: Post) -> None:
     assert len(set(post.consumers.ids("shop"))) == 4
 
 
+def test_thirty_consumers_that_hang_at_once_hold_up_no_other(post: Post) -> None:
+    release, hanging = threading.Event(), [f"hangs-{number}" for number in range(30)]
+    for name in hanging:
+        post.consumers.answers[name] = lambda request: (release.wait(DEADLINE_S), status(204)(request))
+    post.config(*hanging, "shop", "page")
+    for number in range(4):
+        post.tell(run=number)
+    post.send(post.settled("page"))
+    assert len(post.consumers.ids("page")) == 4
+    post.send(lambda: all(len(post.consumers.ids(name)) == 1 for name in hanging))
+    release.set()
+    post.send(lambda: all(post.settled(name)() for name in hanging))
+
+
 def test_a_consumer_that_fails_is_tried_again_with_the_same_id_after_its_pause(post: Post) -> None:
     post.consumers.answers["shop"] = status(503)
     post.tell(run=1)
