@@ -12,7 +12,7 @@ from headrace.warded import Warded
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
-STEADY_S = 60.0  # up for so long, and the next end counts as the first again
+STEADY_S = 10.0  # up for so long, and the next end counts as the first again
 ENDINGS_AT_START = 3
 LOG_BYTES = 8 * 1024**2
 
