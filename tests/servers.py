@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TEMPLATES = Path(__file__).parents[1] / ".pytest_cache" / "templates"
-START_S = 60.0
+START_S = 180.0
 SOURCES = "^models:/m-[0-9a-f]{32}$"
 
 
