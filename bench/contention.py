@@ -16,7 +16,7 @@ from sqlalchemy import insert, text
 
 from shared.cuts import Cut
 from shared.ledger import Ledger, attempts
-from shared.ledger.session import migrate
+from shared.ledger.schema import migrate
 from shared.ledger.tables import dataset, model, release, run
 from shared.lifecycle import RunState
 from tests import ledgers

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shared.arrivals import Report
 from shared.ledger import Ledger, arrivals, attempts
-from shared.ledger.session import migrate
+from shared.ledger.schema import migrate
 from tests import ledgers
 from tests.postgres_server import start_postgres
 

@@ -17,7 +17,7 @@ from shared import settings
 from shared.blobs import make_blobs
 from shared.http import Here, Stores
 from shared.ledger import Ledger
-from shared.ledger.session import await_schema, check_schema
+from shared.ledger.schema import await_schema, check_schema
 from shared.logs import make_logs
 from shared.problems import Application, problems
 from shared.rates import Rates

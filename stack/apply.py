@@ -10,7 +10,7 @@ from pathlib import Path
 from shared import catalog
 from shared.errors import HeadraceError
 from shared.ledger import Ledger, planning, repeats
-from shared.ledger.session import check_schema
+from shared.ledger.schema import check_schema
 from shared.settings import Settings, load
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 from shared.errors import HeadraceError, NotFound, Refused
-from shared.ledger import Ledger, session, tokens
+from shared.ledger import Ledger, schema, tokens
 from shared.settings import load
 
 
@@ -35,7 +35,7 @@ def revoke(name: str) -> None:
 
 
 def _migrate() -> None:
-    if copy := session.migrate(load().ledger_url):
+    if copy := schema.migrate(load().ledger_url):
         print(f"the ledger's tables have changed; as it was before it lies in {copy}")
 
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from shared.errors import HeadraceError, Unavailable
-from shared.ledger import Ledger, repeats, session, tokens
+from shared.ledger import Ledger, repeats, schema, tokens
 from shared.settings import Settings, load, variable
 from stack.apply import put_in_force
 
@@ -40,11 +40,11 @@ def prepare(config: Path, settings: Settings, patience_s: float) -> None:
 
 
 def migrate(url: str, patience_s: float) -> None:
-    """`session.migrate` for a database that may still be coming up; raises `Unavailable` when it has not come by then."""
+    """`schema.migrate` for a database that may still be coming up; raises `Unavailable` when it has not come by then."""
     deadline, told = time.monotonic() + patience_s, False
     while True:
         try:
-            session.migrate(url)
+            schema.migrate(url)
             return
         except Unavailable as error:
             if time.monotonic() > deadline:

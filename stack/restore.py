@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from shared.errors import ConfigurationError, HeadraceError
-from shared.ledger import Ledger, copies, repeats, restored, session
+from shared.ledger import Ledger, copies, repeats, restored, schema
 from shared.ledger.restored import Anew
 from shared.ledger.sqlite import Sqlite
 from shared.settings import Settings, load
@@ -42,7 +42,7 @@ def restore(copy: Path | None, settings: Settings, reason: str) -> None:
     try:
         if path is not None and copy is not None:
             _put_back(copy, path)
-        session.migrate(settings.ledger_url)
+        schema.migrate(settings.ledger_url)
         _tell(_begin_anew(settings.ledger_url, reason or f"back to {copy.name if copy else 'a copy'}"))
     finally:
         os.close(lock)

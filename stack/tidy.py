@@ -18,7 +18,7 @@ from services.trainer.tidy import DiskTidy
 from shared.blobs import make_blobs
 from shared.errors import HeadraceError
 from shared.ledger import Ledger, configuration
-from shared.ledger.session import check_schema
+from shared.ledger.schema import check_schema
 from shared.logs import make_logs
 from shared.retention import Report
 from shared.settings import Settings, load

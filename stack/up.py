@@ -20,7 +20,8 @@ from shared import catalog
 from shared.catalog import Catalog
 from shared.errors import HeadraceError
 from shared.ledger import tokens
-from shared.ledger.session import Ledger, migrate
+from shared.ledger.schema import migrate
+from shared.ledger.session import Ledger
 from shared.settings import Settings, hide
 from stack import endpoints
 from stack.endpoints import Endpoints

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from shared.ledger import Ledger
-from shared.ledger.session import create_all, migrate
+from shared.ledger.schema import create_all, migrate
 from tests.guard import GUARD
 from tests.ledgers import CONFIG, HandClock, empty, put_config
 from tests.postgres_server import Postgres, start_postgres

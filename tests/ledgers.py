@@ -11,7 +11,7 @@ from shared.declaration import Declaration, Gate, Use
 from shared.gates import Decision, Verdict
 from shared.ledger import Ledger, arrivals, attempts, datasets, planning, runs, versions
 from shared.ledger.attempts import Claim
-from shared.ledger.session import create_all
+from shared.ledger.schema import create_all
 from shared.ledger.tables import APPEND_ONLY, metadata
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -14,7 +14,7 @@ from shared import log as structured_log
 from shared.celery_app import make_app
 from shared.errors import HeadraceError
 from shared.ledger import Ledger
-from shared.ledger.session import await_schema
+from shared.ledger.schema import await_schema
 from shared.messages import TRAIN, ring, train_queue
 from shared.settings import Settings, load
 

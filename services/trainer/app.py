@@ -26,7 +26,7 @@ from shared.blobs import make_blobs
 from shared.celery_app import make_app, work
 from shared.errors import HeadraceError
 from shared.ledger import Ledger
-from shared.ledger.session import await_schema
+from shared.ledger.schema import await_schema
 from shared.log import configure
 from shared.logs import make_logs
 from shared.settings import Settings, load

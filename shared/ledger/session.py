@@ -11,14 +11,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import wraps
-from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-import structlog
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
-from sqlalchemy import ColumnElement, Connection, Engine, Text, cast, func, inspect, make_url, select, text
+from sqlalchemy import ColumnElement, Connection, Engine, Text, cast, func, make_url, select
 from sqlalchemy.dialects.postgresql import array
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -26,17 +21,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from shared import points
 from shared.clock import Clock, SystemClock
 from shared.errors import ConfigurationError, Unavailable, Undone
-from shared.ledger import copies
 from shared.ledger.postgres import Postgres
 from shared.ledger.sqlite import Sqlite
-from shared.ledger.tables import metadata
 
 TRIES = 5
 AGAIN_S = 0.05  # and twice as long each time, with jitter
-LOOK_S = 1.0
 P = ParamSpec("P")
 T = TypeVar("T")
-log = structlog.get_logger()
 
 
 class Changes(Protocol):
@@ -268,86 +259,3 @@ def _open(url: str) -> Database:
     if backend in ("postgresql", "postgres"):
         return Postgres(url)
     raise ConfigurationError(f"the ledger stands on SQLite or PostgreSQL, not on {backend}")
-
-
-def migrate(url: str) -> Path | None:
-    """Bring the ledger's tables to what this code knows, all or nothing; safe to call at every start, and by two processes in turn.
-
-    A SQLite ledger whose tables are to change is copied first; answers with the copy. Raises `Unavailable` when the database stays locked or
-    away, `ConfigurationError` for a ledger that is not ours to change: nothing was changed.
-    """
-    path, copy = Sqlite.path_of(url), None
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(url)
-    try:
-        with ledger.write() as tx, tx.doing("session.migrate"):
-            tx.lock("schema")
-            config = _alembic()
-            found, known = _revision(tx), _known(config)
-            if found is not None and found not in known:
-                raise ConfigurationError(_advice(found, known))
-            if path and found not in (None, known[-1]):
-                copy = copies.make(path, str(found))
-            config.attributes["connection"] = tx.connection
-            command.upgrade(config, "head")
-    finally:
-        ledger.close()
-    return copy
-
-
-def _revision(tx: Transaction) -> str | None:
-    """The schema that the tables have; None where there are none."""
-    if not inspect(tx.connection).has_table("alembic_version"):
-        return None
-    found: str | None = tx.connection.scalar(text("SELECT version_num FROM alembic_version"))
-    return found
-
-
-def _known(config: Config) -> list[str]:
-    """All schemas that this code knows, the oldest first."""
-    return [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()][::-1]
-
-
-def _advice(found: str | None, known: list[str]) -> str:
-    if found is None or found in known:
-        return f"the ledger has schema {found or 'none'}, this program needs {known[-1]}: run `python -m stack migrate`"
-    return (
-        f"the ledger has schema {found}, which this program does not know (it knows {known[0]} to {known[-1]}): start the version of Headrace that "
-        "wrote it, or go back to a copy from before with `python -m stack restore COPY`"
-    )
-
-
-def check_schema(ledger: Ledger) -> None:
-    """Raise `ConfigurationError` unless the tables are exactly those that this code knows."""
-    known = _known(_alembic())
-    with ledger.read() as tx:
-        found = _revision(tx)
-    if found != known[-1]:
-        raise ConfigurationError(_advice(found, known))
-
-
-def await_schema(ledger: Ledger, patience_s: float) -> None:
-    """`check_schema` for a process that starts: waits for a database that is still coming up, or is being migrated, and says so meanwhile."""
-    deadline, told = time.monotonic() + patience_s, False
-    while True:
-        try:
-            return check_schema(ledger)
-        except (Unavailable, ConfigurationError) as error:
-            if time.monotonic() > deadline:
-                raise
-            if not told:
-                log.warning("ledger.awaited", why=error.message, patience_s=patience_s)
-            told = True
-        time.sleep(LOOK_S)
-
-
-def create_all(ledger: Ledger) -> None:
-    """The tables without alembic: for the in-memory twin."""
-    metadata.create_all(ledger.engine)
-
-
-def _alembic() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    return config

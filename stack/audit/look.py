@@ -15,7 +15,7 @@ from shared.clock import SystemClock
 from shared.errors import HeadraceError, Unavailable
 from shared.ledger import Ledger
 from shared.ledger.audit import CHECKS
-from shared.ledger.session import check_schema
+from shared.ledger.schema import check_schema
 from shared.settings import Settings
 from stack.audit.blobs import BLOBS, BlobAudit
 from stack.audit.broker import audit_broker

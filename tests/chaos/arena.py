@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from shared.ledger import Ledger, tokens
-from shared.ledger.session import migrate
+from shared.ledger.schema import migrate
 from shared.settings import Settings
 from stack.apply import put_in_force
 from tests.chaos.strikes import Board

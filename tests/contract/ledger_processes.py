@@ -15,7 +15,7 @@ from shared.arrivals import Report
 from shared.errors import Conflict, Fenced
 from shared.ledger import Ledger, arrivals, attempts, datasets, runs
 from shared.ledger import keys as keyed
-from shared.ledger.session import migrate
+from shared.ledger.schema import migrate
 
 TOGETHER_S = 60.0
 _start: list[Barrier] = []

@@ -27,12 +27,12 @@ from shared.ledger import (
     planning,
     rejections,
     retention,
+    schema,
     scores,
-    session,
     tokens,
     workers,
 )
-from shared.ledger.session import check_schema, create_all, migrate
+from shared.ledger.schema import check_schema, create_all, migrate
 from shared.ledger.tables import metadata
 from tests import ledgers
 from tests.postgres_server import Postgres
@@ -80,7 +80,7 @@ def past() -> Rows:
 def upgrade(url: str, revision: str) -> Ledger:
     ledger = Ledger(url, ledgers.HandClock())
     with ledger.engine.begin() as connection:
-        config = session._alembic()
+        config = schema._alembic()
         config.attributes["connection"] = connection
         command.upgrade(config, revision)
     return ledger
@@ -128,7 +128,7 @@ def test_rows_of_an_older_schema_are_kept_and_work_goes_on(url: str, revision: s
 def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A later version whose migration fails in its middle."""
     scripts = tmp_path / "migrations"
-    shutil.copytree(Path(session.__file__).parent / "migrations", scripts)
+    shutil.copytree(Path(schema.__file__).parent / "migrations", scripts)
     (scripts / "versions" / "0005_bad.py").write_text(
         "from alembic import op\nimport sqlalchemy as sa\nrevision, down_revision = '0005', '0004'\n"
         "def upgrade():\n    op.create_table('half', sa.Column('id', sa.Integer))\n    op.execute('UPDATE run SET sentence = 1')\n"
@@ -141,7 +141,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return config
 
     with monkeypatch.context() as patch:
-        patch.setattr(session, "_alembic", elsewhere)
+        patch.setattr(schema, "_alembic", elsewhere)
         yield
 
 
@@ -155,7 +155,7 @@ def test_a_migration_that_fails_leaves_the_ledger_as_it_was(url: str, past: Rows
         assert [row.sentence for row in tx.execute(select(metadata.tables["run"]))] == [
             row["sentence"] for row in kept["run"]
         ]
-        assert session._revision(tx) == "0004"
+        assert schema._revision(tx) == "0004"
     ledger.close()
 
 

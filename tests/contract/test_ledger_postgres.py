@@ -27,7 +27,7 @@ from shared.ledger import (
     repeats,
     runs,
 )
-from shared.ledger.session import await_schema, check_schema, migrate
+from shared.ledger.schema import await_schema, check_schema, migrate
 from shared.ledger.tables import metadata
 from shared.notices import NoticeType
 from tests import ledgers

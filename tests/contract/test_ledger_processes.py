@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from shared.ledger import Ledger, arrivals, attempts, datasets, runs, session, sqlite
-from shared.ledger.session import check_schema
+from shared.ledger import Ledger, arrivals, attempts, datasets, runs, schema, sqlite
+from shared.ledger.schema import check_schema
 from tests.contract import ledger_processes
 from tests.ledgers import CONFIG, adopt, claim, finish, grow, put_config
 from tests.postgres_server import Postgres
@@ -50,7 +50,7 @@ def empty(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def file(empty: str) -> Iterator[Ledger]:
-    session.migrate(empty)
+    schema.migrate(empty)
     opened = Ledger(empty)
     put_config(opened, CONFIG)
     yield opened

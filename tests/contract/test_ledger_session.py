@@ -18,7 +18,7 @@ from sqlalchemy import event, text
 
 from shared.errors import ConfigurationError, Unavailable
 from shared.ledger import Ledger, datasets, place, sqlite
-from shared.ledger.session import check_schema, create_all, migrate
+from shared.ledger.schema import check_schema, create_all, migrate
 from shared.ledger.tables import metadata
 from tests.ledgers import HandClock
 

@@ -22,7 +22,7 @@ import pytest
 from sqlalchemy import event
 
 from shared.ledger import Ledger, arrivals, deliveries
-from shared.ledger.session import migrate
+from shared.ledger.schema import migrate
 from shared.notices import NoticeType
 from tests.apis import make_tokens, serve
 from tests.ledgers import CONFIG, adopt, grow, put_config

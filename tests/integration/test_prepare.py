@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 
 from shared.errors import Refused, Unavailable
 from shared.ledger import Ledger, configuration, tokens
-from shared.ledger.session import check_schema
+from shared.ledger.schema import check_schema
 from shared.ledger.tables import configuration as configurations
 from shared.settings import Settings
 from stack.prepare import prepare

@@ -22,7 +22,7 @@ import pytest
 from services.ingest_watcher.app import Watcher
 from shared.arrivals import Report
 from shared.ledger import Ledger, arrivals, datasets, fates, planning, releases, runs, workers
-from shared.ledger.session import migrate
+from shared.ledger.schema import migrate
 from shared.settings import Settings
 from tests.ledgers import put_config
 from tests.redis_server import Valkey, start_valkey

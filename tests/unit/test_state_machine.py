@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis.stateful import run_state_machine_as_test
 
 from shared.ledger import Ledger
-from shared.ledger.session import create_all
+from shared.ledger.schema import create_all
 from tests.state_machine import QUICK, Headrace
 
 

@@ -1,4 +1,4 @@
-"""Alembic's environment: works on the connection that `shared.ledger.session.migrate` hands in."""
+"""Alembic's environment: works on the connection that `shared.ledger.schema.migrate` hands in."""
 
 from alembic import context
 
