@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from celery import Celery
+from celery.utils.nodenames import host_format
 from kombu import Queue
 
 from shared.messages import REGISTRY_QUEUE, train_queue
@@ -48,11 +49,20 @@ def work(app: Celery, settings: Settings, queue: str, slots: int) -> int:
     """Be the worker of one queue until SIGTERM; the exit code. The pool is of threads: what a task starts is exec'd, never forked (celery#10339).
 
     The node name is fixed, for each new one would leave a mailbox in Redis for ever (celery#6089). Gossip and mingle leave lists there and carry
-    what we do not use.
+    what we do not use. Not by Celery's command line, which imports Flower's and a shell's.
     """
-    flags = ["--pool=threads", f"--concurrency={slots}", "--without-gossip", "--without-mingle", "--task-events"]
-    app.worker_main(["worker", f"--queues={queue}", f"--hostname={settings.process}@%h", "--loglevel=WARNING", *flags])
-    return 0
+    worker = app.Worker(
+        hostname=host_format(f"{settings.process}@%h"),
+        queues=[queue],
+        pool_cls="threads",
+        concurrency=slots,
+        without_gossip=True,
+        without_mingle=True,
+        task_events=True,
+        loglevel="WARNING",
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
 
 
 def __getattr__(name: str) -> Celery:

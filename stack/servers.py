@@ -84,22 +84,35 @@ class Servers:
         return Service("valkey", argv, _pong(port, password), folder, self._bare(), rank=REDIS_LAST)
 
     def _mlflow(self) -> Service:
+        """What `mlflow server` starts and hands its options to, without that parent, which imports everything once more and only waits.
+
+        The variables are MLflow's own between the two, for the version in our lock. The tables are made at the first question.
+        """
         port, folder = self._ports["mlflow"], self._state.folder("mlflow")
-        argv = ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
-        argv += [
-            "--backend-store-uri",
-            f"sqlite:///{folder}/mlflow.db",
-            "--artifacts-destination",
-            f"{folder}/artifacts",
+        argv = [
+            "uvicorn",
+            "mlflow.server.fastapi_app:app",
+            "--host",
+            HOST,
+            "--port",
+            str(port),
+            "--log-level",
+            "warning",
         ]
-        argv += ["--uvicorn-opts", "--log-level warning --no-access-log"]
         environment = self._bare() | {
+            "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{folder}/mlflow.db",
+            "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
+            "_MLFLOW_SERVER_ARTIFACT_DESTINATION": f"{folder}/artifacts",
+            "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
+            "_MLFLOW_SGI_NAME": "uvicorn",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its routes ask for no password (CVE-2026-0545)
             "MLFLOW_CREATE_MODEL_VERSION_SOURCE_VALIDATION_REGEX": MLFLOW_SOURCES,  # a source elsewhere is a file read
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
-        answers = _answers(port, "/health")
-        return Service("mlflow", _python(*argv), answers, folder, environment, rank=VIEWS_NEXT, limit_s=180.0)
+        answers = _answers(port, "/api/2.0/mlflow/registered-models/search?max_results=1")
+        return Service(
+            "mlflow", _python(*argv, "--no-access-log"), answers, folder, environment, rank=VIEWS_NEXT, limit_s=180.0
+        )
 
     def _api(self) -> Service:
         port = self._ports["api"]

@@ -57,7 +57,7 @@ class Server:
 def start_mlflow(
     directory: Path, port: int | None = None, artifacts: str | None = None, extra: Mapping[str, str] | None = None
 ) -> Server:
-    """Start `mlflow server` on SQLite and local artifacts under `directory`; started again there, it has kept everything.
+    """Start MLflow's server as the stack does, on SQLite and local artifacts under `directory`; started again there, it has kept everything.
 
     `artifacts` puts those elsewhere (`s3://…`), and `extra` are the variables that the server needs for it.
     """
@@ -67,17 +67,25 @@ def start_mlflow(
         shutil.copy(_migrated_template(), database)
     port = port or free_port()
     log = directory / "mlflow.log"
-    argv = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    argv += [
-        "--backend-store-uri",
-        f"sqlite:///{database}",
-        "--artifacts-destination",
-        artifacts or str(directory / "artifacts"),
+    argv = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "mlflow.server.fastapi_app:app",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
     ]
+    environment = _mlflow_environment(extra) | {
+        "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{database}",
+        "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
+        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": artifacts or str(directory / "artifacts"),
+        "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
+        "_MLFLOW_SGI_NAME": "uvicorn",
+    }
     with log.open("ab") as output:
-        process = subprocess.Popen(
-            argv, env=_mlflow_environment(extra), stdout=output, stderr=output, start_new_session=True
-        )
+        process = subprocess.Popen(argv, env=environment, stdout=output, stderr=output, start_new_session=True)
     server = Server(f"http://127.0.0.1:{port}", process, log)
     wait_for_http(server, "/health")
     return server

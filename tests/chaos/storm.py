@@ -26,7 +26,7 @@ from tests.system.product import Model
 
 Strike = Callable[[], AbstractContextManager[None]]
 LASTS_S = (0.5, 2.0)
-COMES_S = (3.0, 8.0)
+COMES_S = (5.0, 12.0)
 
 
 @dataclass(frozen=True)

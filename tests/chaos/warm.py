@@ -36,9 +36,9 @@ SERVICES: dict[str, str] = {
 }
 COMMANDS = tuple(f"stack.{name}" for name in ("__main__", "api", "apply", "ledger", "prepare", "tidy"))
 STARTED_LATE = (
-    *(f"celery.{name}" for name in ("bin.celery", "bin.worker", "apps.worker", "backends.base", "loaders.app")),
+    *(f"celery.{name}" for name in ("apps.worker", "backends.base", "loaders.app")),
     *(f"celery.{name}" for name in ("concurrency.thread", "worker.consumer", "worker.loops", "worker.request")),
-    *("flower.command", "kombu.transport.redis", "kombu.asynchronous.hub", "alembic.command", "uvicorn"),
+    *("kombu.transport.redis", "kombu.asynchronous.hub", "alembic.command", "uvicorn"),
 )
 """What a worker imports as it starts: the greater part of its start."""
 PAUSE_S = 0.02

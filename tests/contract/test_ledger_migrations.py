@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from alembic import command
-from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, select
 
 from shared.arrivals import Report
@@ -102,6 +102,11 @@ def fill(ledger: Ledger, past: Rows) -> Rows:
     return kept
 
 
+def test_the_schemas_that_a_service_knows_are_those_that_a_migration_makes() -> None:
+    revisions = ScriptDirectory.from_config(schema._alembic()).walk_revisions()
+    assert [script.revision for script in revisions][::-1] == schema._known() == [*OLDER, schema._known()[-1]]
+
+
 @pytest.mark.parametrize("revision", OLDER)
 def test_rows_of_an_older_schema_are_kept_and_work_goes_on(url: str, revision: str, past: Rows) -> None:
     ledger = upgrade(url, revision)
@@ -135,13 +140,8 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "    op.execute('SELECT no_such_thing')\n"
     )
 
-    def elsewhere() -> Config:
-        config = Config()
-        config.set_main_option("script_location", str(scripts))
-        return config
-
     with monkeypatch.context() as patch:
-        patch.setattr(schema, "_alembic", elsewhere)
+        patch.setattr(schema, "SCRIPTS", scripts)
         yield
 
 

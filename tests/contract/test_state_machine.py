@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
@@ -9,6 +10,7 @@ from shared.ledger import Ledger
 from tests.state_machine import QUICK, Headrace
 
 
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)  # in memory it is a unit test
 def test_the_ledger_does_what_its_plain_model_does(database: Ledger) -> None:
     def machine() -> Headrace:  # `@reproduce_failure` goes above this line
         return Headrace(database)

@@ -223,7 +223,7 @@ def test_nothing_outlives_a_killed_supervisor_and_the_next_one_takes_over_and_st
     first = up.ready()
     token = Path(first["token_file"]).read_text()
     processes = family_of(first["pids"].values())
-    assert len(processes) > 2 * len(first["pids"]), "a warden for each, and MLflow's child"
+    assert len(processes) >= 2 * len(first["pids"]), "a warden for each"
     up.end(signal.SIGKILL)
     wait_for(lambda: not any(alive(pid) for pid in processes), SOON_S)
 
