@@ -25,6 +25,7 @@ from shared.blobs import Blobs
 from shared.errors import Refused
 from shared.explain import dotted, explain
 from shared.ledger import Ledger, tokens
+from shared.ledger.intake import Intake
 from shared.ledger.tokens import Scope
 from shared.logs import Logs
 from shared.problems import JSON, Rejection, Remark
@@ -52,6 +53,10 @@ class Stores:
     blobs: Blobs
     logs: Logs
     rates: Rates = field(default_factory=lambda: Rates(0))
+    intake: Intake = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "intake", Intake(self.ledger))
 
 
 def _stores(request: Request) -> Stores:

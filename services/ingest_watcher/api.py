@@ -10,9 +10,10 @@ from pydantic import ConfigDict, Field
 
 from services.ingest_watcher.reports import OPENAPI, Key, Reported
 from shared.cuts import Point
-from shared.http import Here, Paged, Reader, Submitter
-from shared.ledger import Transaction, arrivals, deliveries, fates, keys, rejections, repeats
+from shared.http import Here, Paged, Reader, Stores, Submitter
+from shared.ledger import Transaction, arrivals, deliveries, fates, rejections
 from shared.ledger.fates import Fate, FateKind
+from shared.ledger.reports import Sent
 from shared.lifecycle import DeliveryState
 from shared.problems import EVERYWHERE, WITH_BODY, problems
 from shared.values import Strict
@@ -109,16 +110,19 @@ class ArrivalPage(Strict):
     responses=WITH_BODY | problems(404, 409),
     openapi_extra=OPENAPI,
 )
-@repeats
 def receive(caller: Submitter, stores: Here, key: Key, report: Reported) -> Accepted:
     """Report that a dataset has grown. 202 says that the report is stored; the same source and id, or Idempotency-Key, again is the same."""
-    with stores.ledger.write() as tx:
-        receipt = keys.receive(tx, report, caller.name, key) if key is not None else arrivals.receive(tx, report)
-        known = fates.of_arrival(tx, receipt.arrival) if receipt.repeated and receipt.arrival else []
-    runs = receipt.runs or tuple(sorted({fate.run for fate in known if fate.run is not None}))
+    receipt = stores.intake.take(Sent(report, key=(caller.name, key) if key is not None else None))
+    runs = _runs(stores, receipt.arrival) if receipt.repeated and receipt.arrival else receipt.runs
     return Accepted(
         arrival=receipt.arrival, dataset=report.dataset, repeated=receipt.repeated, nudged=receipt.nudged, runs=runs
     )
+
+
+def _runs(stores: Stores, arrival: int) -> tuple[int, ...]:
+    """The runs that an earlier report is in by now."""
+    with stores.ledger.read() as tx:
+        return tuple(sorted({fate.run for fate in fates.of_arrival(tx, arrival) if fate.run is not None}))
 
 
 @router.get("/arrivals")

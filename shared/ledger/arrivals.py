@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,11 +10,14 @@ from sqlalchemy import func, insert, select, update
 
 from shared.arrivals import Report
 from shared.cuts import Cut
-from shared.errors import Conflict, NotFound
+from shared.errors import NotFound, Permanent
 from shared.ledger import configuration, datasets, deliveries, numbering, planning
+from shared.ledger.deliveries import Told
+from shared.ledger.planning import News
+from shared.ledger.reports import Known, Name, Sent, Taken
 from shared.ledger.session import Transaction
 from shared.ledger.tables import arrival, report
-from shared.ledger.transitions import transition
+from shared.ledger.transitions import name_of, transition
 from shared.notices import NoticeType
 
 
@@ -28,46 +32,86 @@ class Receipt:
 
 
 @transition
-def receive(tx: Transaction, told: Report, origin: str = "rest") -> Receipt:
-    """Take a report from outside, by `rest` or `stream`: the same one (source, id) is taken once (I2); where a source can be looked at,
-    it is a nudge.
+def receive(tx: Transaction, told: Report, origin: str = "rest", key: Name | None = None) -> Receipt:
+    """Take a report from outside, by `rest` or `stream`: the same one (source, id), or one with the same key of the same caller, is taken
+    once (I2); where a source can be looked at, it is a nudge.
 
-    Raises `NotFound` for a dataset that the configuration does not name, `Conflict` for an id that another dataset used.
+    Raises `NotFound` for a dataset that the configuration does not name, `Conflict` for an id that another dataset used, `Refused` for a key
+    that another report used.
 
     arrival: none → stored
     run: none → waiting; waiting → same
     By: the API; the watcher, from the stream
-    Fence: source and id of the report
+    Fence: source and id of the report; the caller's name and its key
     Again: the first answer, and nothing changes
     """
-    tx.lock("configuration", shared=True)
-    config = configuration.in_force(tx).catalog
-    if told.dataset not in config.datasets:
-        raise NotFound(
-            f"there is no dataset {told.dataset!r}; known are: {', '.join(sorted(config.datasets)) or 'none'}"
-        )
-    same = [f"report {told.source} {told.event_id}"] if told.event_id is not None else []  # also of another dataset
-    tx.lock(f"dataset {told.dataset}", *same)
-    pollable = not config.datasets[told.dataset].reported
-    if told.event_id is not None:
-        first = tx.execute(
-            select(report).where(report.c.source == told.source, report.c.event_id == told.event_id)
-        ).first()
-        if first is not None and first.dataset != told.dataset:
-            raise Conflict(
-                f"the id {told.event_id!r} of {told.source} was used for dataset {first.dataset}; give each report an id of its own"
-            )
-        if first is not None:
-            return Receipt(first.arrival_id, repeated=True, nudged=pollable)
-    if pollable:
-        datasets.nudge(tx, told.dataset)
-        _file(tx, told, None)
-        return Receipt(None, repeated=False, nudged=True)
-    datasets.ensure(tx, told.dataset)
-    before = datasets.known(tx, [told.dataset]).get(told.dataset)
-    id, planned = _store(tx, told.dataset, before, _grown(before, told), told.rows, origin, told=told)
-    _file(tx, told, id)
-    return Receipt(id, repeated=False, nudged=False, runs=planned)
+    (answer,) = receive_all(tx, [Sent(told, origin, key)])
+    if isinstance(answer, Permanent):
+        raise answer
+    return answer
+
+
+def receive_all(tx: Transaction, told: Sequence[Sent]) -> list[Receipt | Permanent]:
+    """`receive` each, in their order: a few hundred at most. One that may not be taken gets its error, and costs the others nothing.
+
+    The models that use a dataset are planned once, for all of its reports.
+    """
+    with tx.doing(name_of(receive)):
+        tx.lock("configuration", shared=True)
+        catalog = configuration.in_force(tx).catalog.datasets
+        pollable = {name for name, one in catalog.items() if not one.reported}
+        _lock(tx, told, catalog)
+        known = Known(tx, told)
+        admitted = [_admit(known, one, catalog) for one in told]
+        for name in {taken.dataset for taken in known.new} & pollable:
+            datasets.nudge(tx, name)
+        _take(tx, [taken for taken in known.new if taken.dataset not in pollable])
+        known.file(tx)
+        return [_receipt(one, pollable) for one in admitted]
+
+
+def _lock(tx: Transaction, told: Sequence[Sent], catalog: Collection[str]) -> None:
+    """All at once, and so in the same order everywhere: the datasets, and the names, which reports of other datasets may use too."""
+    datasets = {f"dataset {one.report.dataset}" for one in told if one.report.dataset in catalog}
+    tx.lock(*datasets, *(f"report {source} {id}" for one in told for source, id in one.names))
+
+
+def _admit(known: Known, one: Sent, catalog: Collection[str]) -> tuple[Taken, bool] | Permanent:
+    try:
+        return known.admit(one, catalog)
+    except Permanent as error:
+        return error
+
+
+def _receipt(admitted: tuple[Taken, bool] | Permanent, pollable: Collection[str]) -> Receipt | Permanent:
+    if isinstance(admitted, Permanent):
+        return admitted
+    taken, repeated = admitted
+    return Receipt(taken.arrival, repeated, taken.dataset in pollable, () if repeated else taken.runs)
+
+
+def _take(tx: Transaction, new: Sequence[Taken]) -> None:
+    """Store what is told of datasets that have no source of their own; each learns its arrival and its runs."""
+    sent = [one.sent for one in new if one.sent is not None]
+    cuts = datasets.ensure_all(tx, list(dict.fromkeys(one.report.dataset for one in sent)))
+    for one in sent:
+        cuts[one.report.dataset] = _grown(cuts[one.report.dataset], one.report)
+    for taken, (id, runs) in zip(new, _store(tx, [_growth(one) for one in sent], cuts), strict=True):
+        taken.arrival, taken.runs = id, runs
+
+
+def _growth(one: Sent) -> dict[str, Any]:
+    told = one.report
+    return {
+        "dataset": told.dataset,
+        "above": told.from_point,
+        "upto": told.to_point,
+        "rows": told.rows,
+        "origin": one.origin,
+        "source": told.source,
+        "event_id": told.event_id,
+        "traceparent": told.traceparent,
+    }
 
 
 def _grown(before: Cut | None, told: Report) -> Cut:
@@ -93,9 +137,20 @@ def observe(tx: Transaction, dataset: str, before: Cut | None, after: Cut, rows:
     """
     tx.lock("configuration", shared=True)
     tx.lock(f"dataset {dataset}")
+    datasets.fence(tx, dataset, before, owner)
     named = _open_nudges(dataset).where(report.c.fingerprint.is_(None))  # a key is no name of the sender's
     nudge = tx.execute(named.order_by(report.c.id).limit(1)).first()
-    id, _ = _store(tx, dataset, before, after, rows, "sql", owner=owner, nudge=nudge)
+    seen = {
+        "dataset": dataset,
+        "above": before.upto if before else None,
+        "upto": after.upto,
+        "rows": rows,
+        "origin": "sql",
+        "source": nudge.source if nudge else None,
+        "event_id": nudge.event_id if nudge else None,
+        "traceparent": None,
+    }
+    ((id, _),) = _store(tx, [seen], {dataset: after})
     tx.execute(update(report).where(report.c.dataset == dataset, report.c.arrival_id.is_(None)).values(arrival_id=id))
     return id
 
@@ -105,56 +160,43 @@ def _open_nudges(dataset: str) -> Any:
 
 
 def _store(
-    tx: Transaction,
-    dataset: str,
-    before: Cut | None,
-    after: Cut,
-    rows: int | None,
-    origin: str,
-    *,
-    told: Report | None = None,
-    owner: str | None = None,
-    nudge: Any = None,
-) -> tuple[int, tuple[int, ...]]:
-    values: dict[str, Any] = {
-        "dataset": dataset,
-        "above": told.from_point if told else before.upto if before else None,
-        "upto": told.to_point if told else after.upto,
-        "rows": rows,
-        "origin": origin,
-        "source": told.source if told else nudge.source if nudge else None,
-        "event_id": told.event_id if told else nudge.event_id if nudge else None,
-        "traceparent": told.traceparent if told else None,
-        "observed_at": tx.now,
-    }
-    values |= numbering.lifted(tx, arrival)
-    id = int(tx.execute(insert(arrival).values(**values)).inserted_primary_key[0])
-    datasets.move(tx, dataset, before, replace(after, arrival=id), owner)
+    tx: Transaction, growths: Sequence[dict[str, Any]], cuts: Mapping[str, Cut | None]
+) -> list[tuple[int, tuple[int, ...]]]:
+    """An arrival and a notice for each, in their order, the cuts as they are after the last, and the runs; all held by the caller."""
+    if not growths:
+        return []
+    ids = numbering.next_ids(tx, arrival, len(growths))
+    rows = [{"id": id, "observed_at": tx.now, **one} for id, one in zip(ids, growths, strict=True)]
+    tx.execute(_ARRIVED, rows)
+    of: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        of.setdefault(row["dataset"], []).append(row)
+    for dataset, own in of.items():
+        datasets.move(tx, dataset, replace(cuts[dataset] or Cut(None), arrival=own[-1]["id"]))
+    planned = planning.plan_for_datasets(tx, {dataset: _news(dataset, own) for dataset, own in of.items()})
+    deliveries.tell_all(tx, NoticeType.ARRIVAL_OBSERVED, None, [_told(row) for row in rows])
+    return [(row["id"], planned[row["dataset"]]) for row in rows]
+
+
+_ARRIVED = insert(arrival)
+
+
+def _news(dataset: str, rows: Sequence[dict[str, Any]]) -> News:
+    sizes = [row["rows"] for row in rows]
+    what = "new data of unknown size" if None in sizes else f"{sum(sizes):,} new rows"
+    return News(f"{what} in {dataset}", next((row["traceparent"] for row in rows if row["traceparent"]), None))
+
+
+def _told(row: Mapping[str, Any]) -> Told:
     data = {
-        "arrival": id,
-        "dataset": dataset,
-        "from": values["above"],
-        "to": values["upto"],
-        "rows": rows,
-        "origin": origin,
+        "arrival": row["id"],
+        "dataset": row["dataset"],
+        "from": row["above"],
+        "to": row["upto"],
+        "rows": row["rows"],
+        "origin": row["origin"],
     }
-    what = "new data of unknown size" if rows is None else f"{rows:,} new rows"
-    planned = planning.plan_for_dataset(tx, dataset, f"{what} in {dataset}", values["traceparent"])
-    deliveries.tell(tx, NoticeType.ARRIVAL_OBSERVED, dataset, None, data, values["traceparent"])
-    return id, tuple(planned)
-
-
-def _file(tx: Transaction, told: Report, arrival_id: int | None) -> None:
-    if told.event_id is not None:
-        tx.execute(
-            insert(report).values(
-                source=told.source,
-                event_id=told.event_id,
-                dataset=told.dataset,
-                arrival_id=arrival_id,
-                received_at=tx.now,
-            )
-        )
+    return Told(row["dataset"], data, row["traceparent"])
 
 
 def find(tx: Transaction, id: int) -> Any:

@@ -27,8 +27,7 @@ def in_force(tx: Transaction) -> InForce:
     """The newest configuration; raises `ConfigurationError` before the first `apply`."""
     if (kept := tx.kept.get(InForce)) is not None:
         return cast(InForce, kept)
-    newest = select(configuration.c.digest, configuration.c.id).order_by(configuration.c.id.desc()).limit(1)
-    row = tx.execute(newest).first()
+    row = tx.execute(_NEWEST).first()
     if row is None:
         raise ConfigurationError("no configuration is in force: run `python -m stack apply headrace.toml`")
     if (known := _parsed.get(row.digest)) is None:
@@ -39,6 +38,7 @@ def in_force(tx: Transaction) -> InForce:
     return known
 
 
+_NEWEST = select(configuration.c.digest, configuration.c.id).order_by(configuration.c.id.desc()).limit(1)
 _parsed: dict[str, InForce] = {}  # by digest, so never stale
 
 

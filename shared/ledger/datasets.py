@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import insert, or_, select, update
+from sqlalchemy import bindparam, insert, or_, select, update
 
 from shared.cuts import Cut
 from shared.errors import Fenced
@@ -16,9 +17,7 @@ from shared.ledger.transitions import transition
 
 def known(tx: Transaction, names: tuple[str, ...] | list[str]) -> dict[str, Cut]:
     """The cuts of those datasets of which anything is known."""
-    rows = tx.execute(
-        select(dataset.c.name, dataset.c.cut).where(dataset.c.name.in_(names), dataset.c.cut.is_not(None))
-    )
+    rows = tx.execute(_CUTS, {"names": names})
     return {row.name: Cut.from_json(row.cut) for row in rows if row.cut is not None}
 
 
@@ -46,18 +45,34 @@ def ensure(tx: Transaction, name: str) -> None:
     Fence: one row per name
     Again: changes nothing
     """
-    tx.lock(f"dataset {name}")
-    if tx.execute(select(dataset.c.name).where(dataset.c.name == name)).first() is None:
-        tx.execute(insert(dataset).values(name=name))
+    ensure_all(tx, [name])
 
 
-def move(tx: Transaction, name: str, before: Cut | None, after: Cut, owner: str | None) -> None:
-    """Move the cut; raises `Fenced` when another watcher has moved it since `before` was read (its rows are told already)."""
+def ensure_all(tx: Transaction, names: Sequence[str]) -> dict[str, Cut | None]:
+    """`ensure` each, and hold it; the cuts."""
+    tx.lock(*(f"dataset {name}" for name in names))
+    found = {row.name: Cut.from_json(row.cut) if row.cut else None for row in tx.execute(_CUTS, {"names": names})}
+    for name in names:
+        if name not in found:
+            tx.execute(insert(dataset).values(name=name))
+    return {name: found.get(name) for name in names}
+
+
+def fence(tx: Transaction, name: str, before: Cut | None, owner: str) -> None:
+    """Raise `Fenced` when another watcher has moved the cut since `before` was read (its rows are told already)."""
     row = tx.execute(select(dataset.c.cut, dataset.c.lease_owner).where(dataset.c.name == name).with_for_update()).one()
     found = Cut.from_json(row.cut) if row.cut else None
-    if found != before or (owner is not None and row.lease_owner != owner):
+    if found != before or row.lease_owner != owner:
         raise Fenced(f"the watch over {name} has passed to {row.lease_owner}")
-    tx.execute(update(dataset).where(dataset.c.name == name).values(cut=after.to_json()))
+
+
+def move(tx: Transaction, name: str, after: Cut) -> None:
+    """Move the cut of a dataset that the caller holds."""
+    tx.execute(_MOVE, {"moved": name, "cut": after.to_json()})
+
+
+_CUTS = select(dataset.c.name, dataset.c.cut).where(dataset.c.name.in_(bindparam("names", expanding=True)))
+_MOVE = update(dataset).where(dataset.c.name == bindparam("moved")).values(cut=bindparam("cut"))
 
 
 @transition

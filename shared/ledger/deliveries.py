@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import and_, func, insert, or_, select, update
+from sqlalchemy import and_, bindparam, func, insert, or_, select, update
 
 from shared import notices
 from shared.errors import Conflict, NotFound
 from shared.ledger import configuration, history
 from shared.ledger.session import Transaction
 from shared.ledger.tables import counter, delivery, notice
-from shared.ledger.transitions import transition
+from shared.ledger.transitions import name_of, transition
 from shared.lifecycle import DeliveryState, check
 from shared.notices import NoticeType
 from shared.subscriptions import Subscription
@@ -41,46 +41,71 @@ def tell(
     Fence: the next number of the counter row
     Again: another notice
     """
-    sequence = _next(tx, "notice")
-    tx.execute(
-        insert(notice).values(
-            sequence=sequence,
-            event_id=str(uuid.uuid4()),
-            type=kind,
-            subject=subject,
-            model=model,
-            run_id=data.get("run"),
-            data=data,
-            traceparent=traceparent,
-            at=tx.now,
-        )
-    )
-    for subscription in configuration.in_force(tx).catalog.subscriptions:
-        if notices.matches(subscription, kind, model):
-            tx.execute(
-                insert(delivery).values(
-                    id=f"msg_{uuid.uuid4().hex}",
-                    sequence=sequence,
-                    subscription=subscription.name,
-                    state=DeliveryState.PENDING,
-                    due_at=tx.now,
-                    attempts=0,
-                )
-            )
+    (sequence,) = tell_all(tx, kind, model, [Told(subject, data, traceparent)])
     return sequence
 
 
-def _next(tx: Transaction, name: str) -> int:
-    value = tx.execute(
-        update(counter).where(counter.c.name == name).values(value=counter.c.value + 1).returning(counter.c.value)
-    ).scalar()
-    if value is None:
+@dataclass(frozen=True)
+class Told:
+    """What one notice is about, and says."""
+
+    subject: str
+    data: dict[str, Any]
+    traceparent: str | None = None
+
+
+def tell_all(tx: Transaction, kind: NoticeType, model: str | None, told: Sequence[Told]) -> range:
+    """`tell` of each, in their order; their sequence numbers, without a gap."""
+    with tx.doing(name_of(tell)):
+        sequences = _next(tx, "notice", len(told))
+        tx.execute(_NOTE, [_row(tx, kind, model, *one) for one in zip(sequences, told, strict=True)])
+        subscriptions = configuration.in_force(tx).catalog.subscriptions
+        wanted = [one.name for one in subscriptions if notices.matches(one, kind, model)]
+        if wanted:
+            pending = {"state": DeliveryState.PENDING, "due_at": tx.now, "attempts": 0}
+            tx.execute(_DELIVER, [_to(name, at) | pending for at in sequences for name in wanted])
+        return sequences
+
+
+_NOTE, _DELIVER = insert(notice), insert(delivery)
+
+
+def _row(tx: Transaction, kind: NoticeType, model: str | None, sequence: int, told: Told) -> dict[str, Any]:
+    return {
+        "sequence": sequence,
+        "event_id": str(uuid.uuid4()),
+        "type": kind,
+        "subject": told.subject,
+        "model": model,
+        "run_id": told.data.get("run"),
+        "data": told.data,
+        "traceparent": told.traceparent,
+        "at": tx.now,
+    }
+
+
+def _to(subscription: str, sequence: int) -> dict[str, Any]:
+    return {"id": f"msg_{uuid.uuid4().hex}", "sequence": sequence, "subscription": subscription}
+
+
+def _next(tx: Transaction, name: str, count: int) -> range:
+    """So many numbers more, which nobody else is given."""
+    last = tx.execute(_COUNT, {"named": name, "more": count}).scalar()
+    if last is None:
         tx.lock(f"counter {name}")
         if tx.execute(select(counter.c.name).where(counter.c.name == name)).first() is not None:
-            return _next(tx, name)
-        tx.execute(insert(counter).values(name=name, value=1))
-        return 1
-    return int(value)
+            return _next(tx, name, count)
+        last = count
+        tx.execute(insert(counter).values(name=name, value=last))
+    return range(last - count + 1, last + 1)
+
+
+_COUNT = (
+    update(counter)
+    .where(counter.c.name == bindparam("named"))
+    .values(value=counter.c.value + bindparam("more"))
+    .returning(counter.c.value)
+)
 
 
 @dataclass(frozen=True)

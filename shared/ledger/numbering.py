@@ -6,9 +6,9 @@ given since, so the next ones begin at a new million.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
-from sqlalchemy import Table, cast, func, insert, select, update
+from sqlalchemy import Integer, Table, bindparam, cast, func, insert, select, update
 from sqlalchemy.dialects.postgresql import REGCLASS
 
 from shared.ledger.session import Transaction
@@ -33,11 +33,16 @@ def lift(tx: Transaction) -> int:
     return floor
 
 
-def lifted(tx: Transaction, table: Table) -> dict[str, Any]:
-    """The number of a new row where the database's own would be too low: SQLite takes the highest there is, plus one."""
+def next_ids(tx: Transaction, table: Table, count: int) -> Sequence[int]:
+    """The numbers of so many new rows, rising, for who writes them at once; SQLite alone would take the highest there is, plus one."""
     if tx.connection.dialect.name == "postgresql":
-        return {}
-    floor = tx.execute(select(counter.c.value).where(counter.c.name == "above")).scalar()
-    if floor is None or (tx.execute(select(func.max(table.c.id))).scalar() or 0) >= floor:
-        return {}
-    return {"id": floor + 1}
+        return list(tx.execute(_DRAW, {"of": table.name, "count": count}).scalars())
+    floor, newest = tx.execute(_HIGHEST[table]).one()
+    first = max(floor or 0, newest or 0) + 1
+    return range(first, first + count)
+
+
+_FLOOR = select(counter.c.value).where(counter.c.name == "above").scalar_subquery()
+_HIGHEST = {table: select(_FLOOR, select(func.max(table.c.id)).scalar_subquery()) for table in (run, arrival)}
+_SEQUENCE = cast(func.pg_get_serial_sequence(bindparam("of"), "id"), REGCLASS)
+_DRAW = select(func.nextval(_SEQUENCE)).select_from(func.generate_series(1, bindparam("count", type_=Integer)))

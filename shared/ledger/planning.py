@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 
 from shared import policy
 from shared.catalog import Catalog
@@ -36,8 +37,8 @@ def plan(
     }
     if waiting is None:
         values |= {"model": model, "state": RunState.WAITING, "reason": reason, "asked": asked, "planned_at": tx.now}
-        values |= numbering.lifted(tx, run)
-        id = int(tx.execute(insert(run).values(traceparent=traceparent, **values)).inserted_primary_key[0])
+        (id,) = numbering.next_ids(tx, run, 1)
+        tx.execute(insert(run), {"id": id, "traceparent": traceparent, **values})
     else:
         id = int(waiting.id)
         joined = (
@@ -46,23 +47,40 @@ def plan(
             else f"{waiting.reason}; {reason}"
         )
         values |= {"reason": joined, "asked": asked or waiting.asked, "traceparent": waiting.traceparent or traceparent}
-        tx.execute(update(run).where(run.c.id == id).values(**values))
+        tx.execute(_CHANGE, {"changed": id, **values})
     replan(tx, model)
     return id
 
 
-def plan_for_dataset(tx: Transaction, dataset: str, reason: str, traceparent: str | None = None) -> list[int]:
-    """Plan a run for every model whose release in force uses the dataset."""
-    users = _users(tx, dataset, configuration.in_force(tx).catalog.models)
+_CHANGE = update(run).where(run.c.id == bindparam("changed"))
+
+
+@dataclass(frozen=True)
+class News:
+    """Why the growth of a dataset is a reason to train, and the trace that it came under."""
+
+    reason: str
+    traceparent: str | None = None
+
+
+def plan_for_datasets(tx: Transaction, grown: Mapping[str, News]) -> dict[str, tuple[int, ...]]:
+    """Plan a run for every model whose release in force uses one of the datasets; the runs of each dataset."""
+    users = _users(tx, grown, configuration.in_force(tx).catalog.models)
     tx.hold_models(*users)
-    users = _users(tx, dataset, users)  # another release may have come before we held them
-    planned = [plan(tx, name, reason, traceparent=traceparent) for name in users]
-    return [id for id in planned if id is not None]
+    users = _users(tx, grown, users)  # another release may have come before we held them
+    planned: dict[str, list[int]] = {dataset: [] for dataset in grown}
+    for name, used in users.items():
+        for dataset in used:
+            id = plan(tx, name, grown[dataset].reason, traceparent=grown[dataset].traceparent)
+            planned[dataset] += [id] if id is not None else []
+    return {dataset: tuple(ids) for dataset, ids in planned.items()}
 
 
-def _users(tx: Transaction, dataset: str, models: Iterable[str]) -> list[str]:
-    in_force = {name: releases.in_force(tx, name) for name in models}
-    return [name for name, one in in_force.items() if one is not None and dataset in one.declaration.datasets]
+def _users(tx: Transaction, grown: Collection[str], models: Iterable[str]) -> dict[str, list[str]]:
+    """Which of the datasets each model uses that uses any."""
+    in_force = releases.all_in_force(tx, list(models))
+    used = {name: [one for one in grown if one in in_force[name].declaration.datasets] for name in in_force}
+    return {name: datasets for name, datasets in used.items() if datasets}
 
 
 @transition
@@ -123,11 +141,8 @@ def replan(tx: Transaction, model: str) -> None:
     if at is not None and at <= tx.now and waiting.due_at is not None:
         # More data costs a run that is due neither its place among the others nor another ring.
         at = min(at, waiting.due_at)
-    tx.execute(
-        update(run)
-        .where(run.c.id == waiting.id)
-        .values(due_at=at, sentence=due.sentence, config_digest=config.digest, first_arrival_at=facts.first_at)
-    )
+    due_values = {"due_at": at, "sentence": due.sentence, "first_arrival_at": facts.first_at}
+    tx.execute(_CHANGE, {"changed": waiting.id, "config_digest": config.digest, **due_values})
 
 
 @transition
@@ -158,29 +173,17 @@ def put_in_force(tx: Transaction, new: Catalog, actor: str) -> bool:
 
 def gather(tx: Transaction, waiting: Any, names: tuple[str, ...]) -> Facts:
     """The facts about a waiting run: what arrived since the newest cut that a run of this model has frozen."""
-    base = runs.newest_cut(tx, waiting.model)
+    base, busy, ended = runs.before(tx, waiting.model)
     counts, rows, firsts, lasts = 0, 0, [], []
     unknown = False
     for name in names:
         after = (base.get(name) or {}).get("arrival") or 0
-        one = tx.execute(
-            select(
-                func.count(),
-                func.sum(arrival.c.rows),
-                func.count(arrival.c.rows),
-                func.min(arrival.c.observed_at),
-                func.max(arrival.c.observed_at),
-            ).where(arrival.c.dataset == name, arrival.c.id > after)
-        ).one()
+        one = tx.execute(_SINCE, {"of": name, "after": after}).one()
         if one[0]:
             counts, rows, unknown = counts + one[0], rows + (one[1] or 0), unknown or one[2] < one[0]
             firsts.append(one[3])
             lasts.append(one[4])
     known = datasets.known(tx, list(names))
-    busy = tx.execute(select(run.c.id).where(run.c.model == waiting.model, run.c.state.in_(runs.BUSY))).scalar()
-    ended = tx.execute(
-        select(func.max(run.c.finished_at)).where(run.c.model == waiting.model, run.c.started_at.is_not(None))
-    ).scalar()
     return Facts(
         arrivals=counts,
         rows=None if unknown else rows,
@@ -192,6 +195,15 @@ def gather(tx: Transaction, waiting: Any, names: tuple[str, ...]) -> Facts:
         without_data=tuple(name for name in names if name not in known),
         unknown=missing(tx, names),
     )
+
+
+_SINCE = select(
+    func.count(),
+    func.sum(arrival.c.rows),
+    func.count(arrival.c.rows),
+    func.min(arrival.c.observed_at),
+    func.max(arrival.c.observed_at),
+).where(arrival.c.dataset == bindparam("of"), arrival.c.id > bindparam("after"))
 
 
 def missing(tx: Transaction, names: Iterable[str]) -> tuple[str, ...]:

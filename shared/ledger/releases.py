@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, cast
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 
 from shared.declaration import Declaration
 from shared.errors import NotFound
@@ -39,6 +40,7 @@ def adopted(tx: Transaction, model_name: str, name: str, commit: str, declared: 
         return False
     id = _store(tx, model_name, name, commit, declaration=declared.model_dump_json())
     tx.execute(update(model).where(model.c.name == model_name).values(release_id=id, seen_id=id, error=None))
+    tx.kept.pop((_IN_FORCE, model_name), None)
     return True
 
 
@@ -95,10 +97,24 @@ def seen(tx: Transaction, model_name: str) -> Any:
 
 def in_force(tx: Transaction, model_name: str) -> Release | None:
     """The newest valid release."""
-    row = tx.execute(
-        select(release).join(model, model.c.release_id == release.c.id).where(model.c.name == model_name)
-    ).first()
-    return _release(row) if row is not None else None
+    return all_in_force(tx, [model_name]).get(model_name)
+
+
+def all_in_force(tx: Transaction, models: Sequence[str]) -> dict[str, Release]:
+    """The newest valid release of each model that has one. Looked up once for a model that is held, until another comes."""
+    unknown = [name for name in models if (_IN_FORCE, name) not in tx.kept]
+    rows = tx.execute(_IN_FORCE, {"models": unknown}) if unknown else ()
+    found = {row.model: _release(row) for row in rows}
+    tx.kept.update({(_IN_FORCE, name): found.get(name) for name in unknown if tx.holds(f"model {name}")})
+    every = {name: found.get(name) or tx.kept.get((_IN_FORCE, name)) for name in models}
+    return {name: one for name, one in every.items() if one is not None}
+
+
+_IN_FORCE = (
+    select(release)
+    .join(model, model.c.release_id == release.c.id)
+    .where(model.c.name.in_(bindparam("models", expanding=True)))
+)
 
 
 def find(tx: Transaction, id: int) -> Release:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, func, or_, select, update
 
 from shared.errors import NotFound
 from shared.ledger.session import Transaction
@@ -35,7 +35,10 @@ def hold(tx: Transaction, id: int) -> Any:
 
 
 def find_waiting(tx: Transaction, model: str) -> Any:
-    return tx.execute(select(run).where(run.c.model == model, run.c.state == RunState.WAITING)).first()
+    return tx.execute(_WAITING, {"of": model}).first()
+
+
+_WAITING = select(run).where(run.c.model == bindparam("of"), run.c.state == RunState.WAITING)
 
 
 def find_busy(tx: Transaction, model: str) -> Any:
@@ -113,12 +116,18 @@ def count_due(tx: Transaction) -> dict[str, int]:
     return {name: number for name, number in tx.execute(query)}
 
 
-def newest_cut(tx: Transaction, model: str) -> dict[str, Any]:
-    """The cut that the model's newest claimed run froze; empty before the first."""
-    query = (
-        select(run.c.cut).where(run.c.model == model, run.c.started_at.is_not(None)).order_by(run.c.id.desc()).limit(1)
-    )
-    return tx.execute(query).scalar() or {}
+def before(tx: Transaction, model: str) -> tuple[dict[str, Any], int | None, datetime | None]:
+    """The cut that the model's newest claimed run froze (empty before the first), its run that is busy, and when one has ended last."""
+    cut, busy, ended = tx.execute(_BEFORE, {"of": model}).one()
+    return cut or {}, busy, ended
+
+
+_CLAIMED = (run.c.model == bindparam("of"), run.c.started_at.is_not(None))
+_BEFORE = select(
+    select(run.c.cut).where(*_CLAIMED).order_by(run.c.id.desc()).limit(1).scalar_subquery(),
+    select(run.c.id).where(run.c.model == bindparam("of"), run.c.state.in_(BUSY)).scalar_subquery(),
+    select(func.max(run.c.finished_at)).where(*_CLAIMED).scalar_subquery(),
+)
 
 
 def trained_cut_before(tx: Transaction, model: str, id: int) -> dict[str, Any]:

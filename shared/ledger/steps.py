@@ -18,7 +18,6 @@ from shared.ledger import (
     attempts,
     datasets,
     deliveries,
-    keys,
     planning,
     rejections,
     releases,
@@ -34,7 +33,7 @@ from shared.ledger.transitions import TRANSITIONS
 from shared.lifecycle import TRANSITIONS as LEGAL
 
 FLOW = (
-    releases, datasets, arrivals, keys, rejections, planning, runs, attempts, workers, scores, versions, deliveries, retention, tokens, restored
+    releases, datasets, arrivals, rejections, planning, runs, attempts, workers, scores, versions, deliveries, retention, tokens, restored
 )  # fmt: skip
 BEGIN, END = "<!-- from the docstrings: begin -->", "<!-- from the docstrings: end -->"
 NONE, SAME, ANY = "none", "same", "any"

@@ -15,9 +15,13 @@ TRANSITIONS: dict[str, Callable[..., Any]] = {}
 """By the name that commits and documents know it by: `attempts.claim`."""
 
 
+def name_of(step: Callable[..., Any]) -> str:
+    return f"{step.__module__.rpartition('.')[2]}.{step.__name__}"
+
+
 def transition(step: Step) -> Step:
     """Name a function `(tx, …)` that changes rows. What it calls in turn belongs to it and leaves no name of its own in `tx.did`."""
-    name = f"{step.__module__.rpartition('.')[2]}.{step.__name__}"
+    name = name_of(step)
 
     @wraps(step)
     def named(tx: Transaction, *args: Any, **kwargs: Any) -> Any:

@@ -14,7 +14,6 @@ from typing import NoReturn
 from shared.arrivals import Report
 from shared.errors import Conflict, Fenced
 from shared.ledger import Ledger, arrivals, attempts, datasets, runs
-from shared.ledger import keys as keyed
 from shared.ledger.schema import migrate
 
 TOGETHER_S = 60.0
@@ -66,7 +65,7 @@ def send_keys(url: str, keys: int) -> list[tuple[int | None, bool]]:
     receipts = []
     for key in range(keys):
         with ledger.write() as tx:
-            told = keyed.receive(tx, Report(dataset="reported", source="rest", rows=1), "alice", str(key))
+            told = arrivals.receive(tx, Report(dataset="reported", source="rest", rows=1), key=("alice", str(key)))
         receipts.append((told.arrival, told.repeated))
     ledger.close()
     return receipts

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from shared.arrivals import Report
 from shared.cuts import Cut
-from shared.errors import Conflict, Fenced, NotFound
+from shared.declaration import Use
+from shared.errors import Conflict, Fenced, NotFound, Permanent, Refused
 from shared.ledger import Ledger, arrivals, datasets, deliveries, planning, runs
 from shared.ledger.arrivals import Receipt
-from tests.ledgers import CONFIG, LEASE, HandClock, adopt, claim, declare, finish, grow, put_config, train, waiting
+from shared.ledger.reports import Sent
+from shared.ledger.tables import report as report_rows
+from tests.ledgers import (
+    CONFIG,
+    LEASE,
+    HandClock,
+    adopt,
+    claim,
+    declare,
+    empty,
+    finish,
+    grow,
+    put_config,
+    train,
+    waiting,
+)
 
 
 def report(ledger: Ledger, dataset: str = "reported", **more: object) -> Receipt:
@@ -226,3 +244,107 @@ def test_the_trace_of_a_report_reaches_the_run(ledger: Ledger) -> None:
     assert claimed.traceparent == trace
     with ledger.read() as tx:
         assert deliveries.read(tx, 0, 9)[0].traceparent == trace
+
+
+def sent(
+    id: str | None, dataset: str = "reported", key: str | None = None, source: str = "/loader", **more: Any
+) -> Sent:
+    told = Report(dataset=dataset, source=source, event_id=id, **more)
+    return Sent(told, key=("shop", key) if key is not None else None)
+
+
+def receive_all(ledger: Ledger, *told: Sent) -> list[Receipt | Permanent]:
+    with ledger.write() as tx:
+        return arrivals.receive_all(tx, told)
+
+
+def outcome(ledger: Ledger) -> dict[str, Any]:
+    """All that reports leave behind, but for what is drawn by lot."""
+    with ledger.read() as tx:
+        rows = reversed(arrivals.find_all(tx, dataset=None, before=None, limit=99))
+        told = [(one.type, one.sequence, one.data, one.traceparent, one.time) for one in deliveries.read(tx, 0, 99)]
+        sends = deliveries.find_all(tx, state=None, subject=None, after=None, limit=99)
+        filed = tx.execute(select(report_rows).order_by(report_rows.c.source, report_rows.c.event_id)).all()
+        return {
+            "arrivals": [row._asdict() for row in rows],
+            "notices": told,
+            "deliveries": sorted((row.sequence, row.subscription, row.state, row.due_at) for row in sends),
+            "reports": [{**row._asdict(), "id": None} for row in filed],
+            "datasets": [row._asdict() for row in datasets.find_all(tx)],
+            "runs": [{**row._asdict(), "reason": None} for row in runs.find_all(tx)],
+        }
+
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+MIXED = (
+    sent("1", from_point=0, to_point=10, rows=10),
+    sent("2", dataset="flights"),
+    sent("1", from_point=0, to_point=10, rows=10),
+    sent("1", dataset="flights"),
+    sent("1", source="/other", to_point=7, rows=60),
+    sent("3", dataset="unknown"),
+    sent(None, rows=5),
+    sent(None, rows=5),
+    sent(None, key="a", rows=7, traceparent=TRACE),
+    sent(None, key="a", rows=7),
+    sent(None, key="a", rows=8),
+    sent("1", key="b", from_point=0, to_point=10, rows=10),
+    sent("1", key="b", from_point=0, to_point=10, rows=10),
+    sent("9", dataset="second"),
+    sent("2", dataset="flights", key="c"),
+)
+
+
+def test_many_in_one_commit_leave_and_answer_what_each_by_itself_does(ledger: Ledger) -> None:
+    def prepare() -> None:
+        empty(ledger)
+        put_config(ledger, CONFIG + _model("other") + '\n[datasets.second]\nsource = { kind = "stream" }\n')
+        adopt(ledger, dataset="reported")
+        adopt(ledger, "other", datasets={"reported": Use(), "second": Use()})
+
+    prepare()
+    singly = [receive_all(ledger, one)[0] for one in MIXED]
+    left = outcome(ledger)
+    prepare()
+    together = receive_all(ledger, *MIXED)
+    assert [_said(one) for one in together] == [_said(one) for one in singly]
+    assert outcome(ledger) == left
+    assert [type(one) for one in singly if not isinstance(one, Receipt)] == [Conflict, NotFound, Refused]
+    assert [row["rows"] for row in left["arrivals"]] == [10, 60, 5, 5, 7, None]
+    assert [row["cut"]["rows"] for row in left["datasets"] if row["name"] == "reported"] == [87]
+
+
+def _said(one: Receipt | Permanent) -> object:
+    return one if isinstance(one, Receipt) else (type(one), one.message)
+
+
+def test_many_again_change_nothing_and_get_the_first_answers(ledger: Ledger) -> None:
+    named = [one for one in MIXED if one.names]
+    put_config(ledger, CONFIG + '\n[datasets.second]\nsource = { kind = "stream" }\n')
+    first = receive_all(ledger, *named)
+    left = outcome(ledger)
+    again = receive_all(ledger, *named)
+    taken = [one for one in again if isinstance(one, Receipt)]
+    assert all(one.repeated and not one.runs for one in taken)
+    assert [one.arrival for one in taken] == [one.arrival for one in first if isinstance(one, Receipt)]
+    assert outcome(ledger) == left | {"datasets": outcome(ledger)["datasets"]}
+
+
+def test_a_dataset_that_many_report_is_planned_once_and_the_run_says_how_much_came(ledger: Ledger) -> None:
+    adopt(ledger, dataset="reported")
+    told = receive_all(ledger, *(sent(str(number), rows=number) for number in range(40, 43)))
+    run = waiting(ledger)
+    assert [(one.arrival, one.runs) for one in told if isinstance(one, Receipt)] == [(n, (run,)) for n in (1, 2, 3)]
+    with ledger.read() as tx:
+        assert (runs.find(tx, run).reason, runs.find(tx, run).due_at) == (
+            "new release v1.0.0; 123 new rows in reported",
+            tx.now,
+        )
+
+
+def test_many_that_are_all_refused_leave_nothing(ledger: Ledger) -> None:
+    before = outcome(ledger)
+    refused = receive_all(ledger, sent("1", dataset="unknown"), sent(None, dataset="unknown", key="a"))
+    assert [type(one) for one in refused] == [NotFound, NotFound]
+    assert receive_all(ledger) == []
+    assert outcome(ledger) == before

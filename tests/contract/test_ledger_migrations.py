@@ -23,7 +23,6 @@ from shared.ledger import (
     arrivals,
     copies,
     fates,
-    keys,
     planning,
     rejections,
     retention,
@@ -63,7 +62,7 @@ def past() -> Rows:
     ledgers.grow(ledger)
     with ledger.write() as tx:
         arrivals.receive(tx, Report(dataset="reported", source="batch", event_id="7", rows=5))
-        keys.receive(tx, Report(dataset="reported", source="batch", event_id="8", rows=5), "shop", "key")
+        arrivals.receive(tx, Report(dataset="reported", source="batch", event_id="8", rows=5), key=("shop", "key"))
         rejections.note(tx, rejections.Rejected("1-0", "batch", "no JSON", "{"))
         scores.store(tx, 1, "sha256:h", {}, "standard", {"auc": 0.7}, None)
         tokens.create(tx, "shop", (tokens.Scope.READ,), "carol")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,18 @@ from redis import Redis
 
 from services.ingest_watcher.sources import stream
 from services.ingest_watcher.sources.stream import ARRIVALS, GROUP, REJECTED, StreamReader
+from shared import points
 from shared.arrivals import parse_cloudevent
 from shared.errors import Unavailable
-from shared.ledger import Ledger, arrivals, datasets, fates, rejections, sqlite
+from shared.ledger import Ledger, Transaction, arrivals, datasets, fates, rejections, sqlite
+from shared.ledger.reports import Sent
 from tests.half_open import HalfOpen
 from tests.ledgers import CONFIG, adopt, put_config
 from tests.redis_server import Valkey, start_valkey
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 30.0
+RECEIVE = "commit arrivals.receive"
 LEASE = timedelta(seconds=30)
 NO_LEASE = timedelta(milliseconds=1)
 STREAMED = CONFIG + '\n[datasets.streamed]\nsource = { kind = "stream" }\n'
@@ -159,6 +162,49 @@ def test_a_thousand_are_taken_in_their_order_and_none_is_left(events: Stream, fi
     assert (events.client.xlen(ARRIVALS), events.pending(), events.client.xlen(REJECTED)) == (0, 0, 0)
 
 
+@pytest.fixture
+def commits() -> Iterator[list[str]]:
+    """The commits that reports were taken in."""
+    made: list[str] = []
+    points.arm(lambda names, side: made.extend(name for name in names if side == "after" and RECEIVE in name))
+    yield made
+    points.arm(None)
+
+
+def test_what_one_read_brings_is_one_commit_also_when_some_of_it_cannot_be_taken(
+    events: Stream, file: Ledger, commits: list[str]
+) -> None:
+    events.add(*(event(number) for number in range(10)), b"bad", event(3, "flights"), event(3), event(10))
+    drain(events.reader(file), events)
+    assert stored(file) == [f"e{number}" for number in range(11)]
+    assert ["is not JSON" in row.reason for row in told(file)] == [False, True]
+    assert (commits, events.pending(), len(events.rejected())) == ([RECEIVE], 0, 2)
+
+
+def test_a_defect_that_one_of_them_meets_loses_none_of_the_others(
+    events: Stream, file: Ledger, commits: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receive_all = arrivals.receive_all
+
+    def broken(tx: Transaction, sent: Sequence[Sent]) -> Any:
+        answers = receive_all(tx, sent)
+        if any(one.report.event_id == "e2" for one in sent):
+            raise ZeroDivisionError
+        return answers
+
+    monkeypatch.setattr(arrivals, "receive_all", broken)
+    reader = events.reader(file)
+    events.add(*(event(number) for number in range(1, 5)))
+    reader.step()  # which makes the group
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            reader.step()
+    assert (stored(file), events.pending()) == (["e1"], 3)
+    drain(reader, events)
+    assert stored(file) == ["e1", "e3", "e4"]
+    assert ["a defect of ours" in row.reason for row in told(file)] == [True]
+
+
 POISON: dict[str, tuple[dict[str, bytes], str]] = {
     "no JSON": ({"event": b"dataset=reported"}, "is not JSON"),
     "no UTF-8": ({"event": b"\xff\xfe\x00"}, "is not UTF-8"),
@@ -254,7 +300,7 @@ def test_what_a_killed_reader_held_is_taken_over_and_counted_once(
     finally:
         os.kill(dying.pid, signal.SIGKILL)
         dying.wait()
-    assert (stored(file), events.pending()) == (["e1"] if point == "_settle" else [], 2)
+    assert (stored(file), events.pending()) == (["e1", "e2"] if point == "_settle" else [], 2)
     events.add(event(3))
     patient = events.reader(file, "patient")
     patient.step()

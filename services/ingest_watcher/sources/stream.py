@@ -1,7 +1,7 @@
 """Reports over the Redis stream: any producer adds them to `headrace:arrivals`, the watchers share them as one consumer group.
 
-An entry is acknowledged and removed, in one MULTI, only after the ledger has committed what it says. So it is taken at least once, and its
-(source, id) makes it one arrival; and the stream holds only what nobody has taken yet.
+What one read brings is one commit of the ledger, and after that it is acknowledged and removed in one MULTI. So an entry is taken at least once, and
+its (source, id) makes it one arrival; and the stream holds only what nobody has taken yet.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -21,9 +21,11 @@ from redis.retry import Retry
 
 from shared.arrivals import Report, parse_cloudevent, parse_json
 from shared.datasets import Stream
-from shared.errors import Conflict, HeadraceError, NotFound, Refused, Unavailable
+from shared.errors import HeadraceError, Permanent, Refused, Unavailable
 from shared.ledger import Ledger, arrivals, configuration, datasets, rejections, repeats
+from shared.ledger.arrivals import Receipt
 from shared.ledger.rejections import Rejected
+from shared.ledger.reports import Sent
 from shared.points import point
 
 ARRIVALS, REJECTED, GROUP, FIELD = "headrace:arrivals", "headrace:rejected", "headrace", b"event"
@@ -41,7 +43,7 @@ _GROUP, _READ, _CLAIM, _SETTLE = (point(f"stream {what}", __name__) for what in 
 _GONE = ("NOGROUP", "UNBLOCKED")  # FLUSHALL took the group, also from under a blocked read
 
 log = structlog.get_logger()
-Entry = tuple[bytes, dict[bytes, bytes]]
+Entry = tuple[str, Mapping[bytes, bytes]]
 
 
 def read_entry(fields: Mapping[bytes, bytes]) -> Report:
@@ -105,8 +107,7 @@ class StreamReader:
             self._tend_at = time.monotonic() + self._lease.total_seconds() / 3
         behind, self._behind = self._behind, True
         left = self._read("0") if behind else []
-        for id, fields in left or self._read(">"):
-            self._take(id.decode(), fields)
+        self._take(left or self._read(">"))
         self._behind = bool(left)  # there may be more of them
 
     def _connected(self) -> Any:
@@ -129,35 +130,57 @@ class StreamReader:
         wait = {"block": int(BLOCK_S * 1000)} if after == ">" else {}
         with _READ:
             found = self._connected().xreadgroup(GROUP, self._consumer, {ARRIVALS: after}, count=BATCH, **wait)
-        return [(id, fields or {}) for id, fields in found[0][1]] if found else []
+        return [(id.decode(), fields or {}) for id, fields in found[0][1]] if found else []
 
-    def _take(self, entry: str, fields: dict[bytes, bytes]) -> None:
+    def _take(self, entries: Sequence[Entry]) -> None:
+        """All in one commit, and settled together; what cannot be taken is put aside after that."""
+        if not entries:
+            return
         try:
-            self._receive(read_entry(fields))
-        except (Refused, NotFound, Conflict) as error:
-            self._reject(entry, fields, error.message)
+            refused = self._receive(entries)
         except HeadraceError:
             raise
         except Exception as error:
+            if len(entries) > 1:
+                return self._take_singly(entries)
             # A defect of ours: told by the loop, tried again, and then out of the way of the others.
+            ((entry, _),) = entries
             self._defects[entry] += 1
             if self._defects[entry] < DEFECTS:
                 raise
-            self._reject(entry, fields, f"a defect of ours ({error!r}); the watcher's log has it, please report it")
-        else:
-            self._settle(entry)
-        self._defects.pop(entry, None)
+            refused = {entry: f"a defect of ours ({error!r}); the watcher's log has it, please report it"}
+        if taken := [entry for entry, _ in entries if entry not in refused]:
+            self._settle(taken)
+        for entry, fields in entries:
+            if entry in refused:
+                self._reject(entry, fields, refused[entry])
+            self._defects.pop(entry, None)
+
+    def _take_singly(self, entries: Sequence[Entry]) -> None:
+        """Whichever it is that meets a defect of ours shows now, and those before it are taken."""
+        for one in entries:
+            self._take([one])
+
+    def _receive(self, entries: Sequence[Entry]) -> dict[str, str]:
+        """Commit what they say; why some of them say nothing that counts."""
+        read = {entry: _read(fields) for entry, fields in entries}
+        sent = {entry: Sent(report, "stream") for entry, report in read.items() if isinstance(report, Report)}
+        answers = dict(zip(sent, self._commit(list(sent.values())) if sent else (), strict=True))
+        for entry, one in answers.items():
+            if isinstance(one, Receipt):
+                dataset = sent[entry].report.dataset
+                log.info("event.received", dataset=dataset, arrival=one.arrival, repeated=one.repeated)
+        return {entry: one.message for entry, one in (read | answers).items() if isinstance(one, Permanent)}
 
     @repeats
-    def _receive(self, report: Report) -> None:
+    def _commit(self, sent: Sequence[Sent]) -> list[Receipt | Permanent]:
         with self._ledger.write() as tx:
-            receipt = arrivals.receive(tx, report, "stream")
-        log.info("event.received", dataset=report.dataset, arrival=receipt.arrival, repeated=receipt.repeated)
+            return arrivals.receive_all(tx, sent)
 
     def _reject(self, entry: str, fields: Mapping[bytes, bytes], reason: str) -> None:
         event = fields.get(FIELD, _shown(fields))[:REJECTED_BYTES]
         self._note(Rejected(entry, _sender(event), reason, event.decode(errors="replace")))
-        self._settle(entry, {"entry": entry, "reason": reason, "event": event})
+        self._settle([entry], {"entry": entry, "reason": reason, "event": event})
         log.warning("event.rejected", entry=entry, why=reason)
 
     @repeats
@@ -165,13 +188,13 @@ class StreamReader:
         with self._ledger.write() as tx:
             rejections.note(tx, told)
 
-    def _settle(self, entry: str, put_aside: dict[str, Any] | None = None) -> None:
-        """After the commit. A crash in between brings the entry again, which changes nothing then."""
+    def _settle(self, entries: Sequence[str], put_aside: dict[str, Any] | None = None) -> None:
+        """After the commit. A crash in between brings them again, which changes nothing then."""
         with self._connected().pipeline(transaction=True) as together:
             if put_aside is not None:
                 together.xadd(REJECTED, put_aside, maxlen=REJECTED_KEPT, approximate=True)
-            together.xack(ARRIVALS, GROUP, entry)
-            together.xdel(ARRIVALS, entry)
+            together.xack(ARRIVALS, GROUP, *entries)
+            together.xdel(ARRIVALS, *entries)
             try:
                 with _SETTLE:
                     together.execute()
@@ -179,8 +202,10 @@ class StreamReader:
                 if put_aside is None:
                     raise
                 # A full broker must not make one bad entry hold up the others; the ledger has its reason and its beginning.
-                log.warning("event.not_put_aside", entry=entry, why=f"the broker is full: nothing fits into {REJECTED}")
-                return self._settle(entry)
+                log.warning(
+                    "event.not_put_aside", entry=entries[0], why=f"the broker is full: nothing fits into {REJECTED}"
+                )
+                return self._settle(entries)
 
     def _take_over(self) -> None:
         """Entries that another consumer has held for longer than the lease: it is dead, or as good as dead."""
@@ -189,8 +214,8 @@ class StreamReader:
             client = self._connected()
             with _CLAIM:
                 start, claimed, *gone = client.xautoclaim(ARRIVALS, GROUP, self._consumer, idle_ms, start, count=BATCH)
-            for id in gone[0] if gone else []:  # cut away meanwhile; Redis 6 lists them among the claimed
-                self._take(id.decode(), {})
+            # What was cut away meanwhile; Redis 6 lists it among the claimed.
+            self._take([(id.decode(), {}) for id in (gone[0] if gone else [])])
             if claimed:
                 self._behind = True
                 log.info("events.taken_over", entries=len(claimed))
@@ -217,6 +242,13 @@ class StreamReader:
                 datasets.ensure(tx, name)
                 datasets.looked(tx, name, error)
         self._said = error
+
+
+def _read(fields: Mapping[bytes, bytes]) -> Report | Refused:
+    try:
+        return read_entry(fields)
+    except Refused as error:
+        return error
 
 
 def _shown(fields: Mapping[bytes, bytes]) -> bytes:

@@ -166,7 +166,7 @@ def _fate(tx: Transaction, sheet: Sheet, model: str) -> None:
         return
     given_up = select(func.max(run.c.finished_at)).where(run.c.model == model, run.c.state == RunState.CANCELLED)
     since = max(filter(None, (release.seen_at, tx.execute(given_up).scalar())))
-    base = runs.newest_cut(tx, model)
+    base, _, _ = runs.before(tx, model)
     for name in release.declaration.datasets:
         behind = arrival.c.dataset == name, arrival.c.id > ((base.get(name) or {}).get("arrival") or 0)
         lost = select(func.count(), func.min(arrival.c.id), func.max(arrival.c.id)).where(
