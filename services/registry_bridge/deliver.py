@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from shared.ledger.deliveries import Sending
 from shared.points import point
 from shared.subscriptions import Subscription, check_secret
 
-LEASE = timedelta(seconds=90)
+LEASE = timedelta(seconds=25)  # one delivery takes 15 s at worst; what waits behind it is kept with each answer
 BATCH = 64  # deliveries of one claim
 SENDERS = 256  # threads, made when they are needed; a consumer has one at a time, and so many may hang before another waits for them
 _POST = point("webhook post", __name__)
@@ -64,24 +63,23 @@ class Deliverer:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _send_batch(self, name: str, batch: Sequence[Sending]) -> None:
-        ends_at = time.monotonic() + LEASE.total_seconds() - webhook.DEADLINE_S
         try:
-            for one in batch:
-                if time.monotonic() < ends_at:  # the rest is claimed again when the lease has run out
-                    self._send(one)
-        except Exception:  # the edge of a thread
+            for place, one in enumerate(batch, 1):
+                self._send(one, batch[place:])
+        except Exception:  # the edge of a thread: what is left is claimed again when the lease has run out
             log.exception("delivery_failed", subscription=name)
         finally:
             with self._lock:
                 self._busy.discard(name)
 
-    def _send(self, one: Sending) -> None:
+    def _send(self, one: Sending, behind: Sequence[Sending]) -> None:
         answer = self._attempt(one)
         with self.ledger.write() as tx:
             if answer.error is None:
                 deliveries.delivered(tx, one.id, answer.status or 0)
             else:
                 deliveries.undelivered(tx, one.id, answer.status, answer.error, self._again_in(one, answer))
+            deliveries.keep(tx, [other.id for other in behind], LEASE)
         log.info(
             "delivery",
             delivery=one.id,

@@ -18,8 +18,8 @@ from shared.retention import Report
 
 EVERY = timedelta(hours=6)
 AGAIN_AFTER = timedelta(minutes=10)
-LEASE = timedelta(minutes=5)
-RENEW_S = 60.0
+LEASE = timedelta(minutes=1)
+RENEW_S = 15.0
 LOOK_EVERY_S = 15.0
 log = structlog.get_logger()
 Tell = Callable[[str, int], None]

@@ -18,7 +18,7 @@ from shared.ledger import Ledger, Transaction, attempts, configuration, scores, 
 from shared.ledger.attempts import Trained
 from shared.lifecycle import VersionState
 
-ALIAS_LEASE = timedelta(minutes=1)
+ALIAS_LEASE = timedelta(seconds=35)  # an answer of MLflow is waited for for 30 s
 log = structlog.get_logger()
 Wanted = tuple[int, str, str]  # run, holdout, compute class
 

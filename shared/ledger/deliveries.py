@@ -154,6 +154,20 @@ def claim_due(tx: Transaction, lease: timedelta, limit: int, busy: Sequence[str]
 
 
 @transition
+def keep(tx: Transaction, ids: Sequence[str], lease: timedelta) -> None:
+    """Keep the deliveries that wait behind another one of theirs.
+
+    delivery: pending → same
+    By: the bridge that has claimed them
+    Fence: state
+    Again: the lease is counted from the later call
+    """
+    if ids:
+        mine = (delivery.c.id.in_(ids), delivery.c.state == DeliveryState.PENDING)
+        tx.execute(update(delivery).where(*mine).values(lease_until=tx.now + lease))
+
+
+@transition
 def delivered(tx: Transaction, id: str, answer: int) -> None:
     """The consumer has it.
 

@@ -267,6 +267,23 @@ def test_two_bridges_send_each_notice_once(post: Post) -> None:
         assert sorted(post.consumers.ids(name)) == sorted(row.id for row in post.rows(name))
 
 
+def test_what_waits_behind_slow_answers_is_not_sent_by_another(post: Post) -> None:
+    other = Deliverer(post.ledger)
+
+    def slow(request: BaseHTTPRequestHandler) -> None:
+        post.clock.forward(seconds=15)
+        other.send_due()
+        status(204)(request)
+
+    post.config("shop")
+    post.consumers.answers["shop"] = slow
+    for number in range(4):
+        post.tell(run=number)
+    post.send(post.settled("shop"))
+    other.stop()
+    assert post.consumers.ids("shop") == [row.id for row in post.rows("shop")]
+
+
 def test_what_a_dead_bridge_had_claimed_is_sent_by_another(post: Post) -> None:
     post.config("shop")
     post.tell(run=1)
