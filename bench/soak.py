@@ -81,7 +81,7 @@ def work(product: Product, models: list[Model], minutes: float) -> list[Series]:
 
 
 def event(dataset: str) -> dict[str, object]:
-    return {"dataset": dataset, "rows": 1, "id": str(time.time_ns())}
+    return {"dataset": dataset, "rows": 1, "to": time.time_ns() // 1000, "id": str(time.time_ns())}
 
 
 def break_off(product: Product) -> None:

@@ -59,6 +59,7 @@ def work(app: Celery, settings: Settings, queue: str, slots: int) -> int:
         without_gossip=True,
         without_mingle=True,
         task_events=True,
+        quiet=True,
         loglevel="WARNING",
     )
     worker.start()
