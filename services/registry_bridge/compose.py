@@ -16,6 +16,10 @@ from shared.errors import Refused
 
 LOADER = "headrace_loader"
 _TYPES = {"long", "integer", "double", "float", "string", "boolean", "datetime", "binary"}
+_DTYPE = re.compile(r"u?int(8|16|32|64)|float(16|32|64)|bool")
+_MOST_DIMENSIONS = 16
+_FRAME = {"type": "dataframe", "pandas_orient": "split"}
+_ARRAY = {"type": "ndarray"}
 _CONDA = """\
 name: headrace
 channels:
@@ -95,26 +99,36 @@ def _signature(path: Path) -> ModelSignature | None:
 
 def _column(one: dict[str, Any]) -> dict[str, Any]:
     """Rebuilt from what is known, so that nothing else of the author's reaches MLflow's parser."""
-    if one["type"] not in _TYPES:
-        raise ValueError(f"{one['type']!r} is no column type; known are {', '.join(sorted(_TYPES))}")
     named = {"name": str(one["name"])} if one.get("name") else {}
-    return {"type": one["type"], "required": True, **named}
+    if one["type"] == "tensor":
+        return {"type": "tensor", "tensor-spec": _tensor(one["dtype"], one["shape"]), **named}
+    if one["type"] not in _TYPES:
+        raise ValueError(f"{one['type']!r} is no column type; known are tensor, {', '.join(sorted(_TYPES))}")
+    return {"type": one["type"], "required": one.get("required") is not False, **named}
+
+
+def _tensor(dtype: str, shape: list[int]) -> dict[str, Any]:
+    if not _DTYPE.fullmatch(dtype):
+        raise ValueError(f"{dtype[:40]!r} is no type of an array's numbers")
+    if not 0 < len(shape) <= _MOST_DIMENSIONS or not all(type(size) is int and size >= -1 for size in shape):
+        raise ValueError(f"{str(shape)[:80]} is no shape: -1 for the rows, then whole numbers")
+    return {"dtype": dtype, "shape": shape}
 
 
 def _copy_example(path: Path, into: Path) -> dict[str, str] | None:
-    """The example twice: as a frame, and as the body of a request to `mlflow models serve`."""
+    """The example twice: as it is, and as the body of a request to `mlflow models serve`."""
     if not path.exists():
         return None
     try:
         example = json.loads(path.read_bytes())
-        split = {"columns": list(example["columns"]), "data": list(example["data"])}
+        if "inputs" in example:
+            kept: object = list(example["inputs"])
+            served, kind = {"inputs": kept}, _ARRAY
+        else:
+            kept = {"columns": list(example["columns"]), "data": list(example["data"])}
+            served, kind = {"dataframe_split": kept}, _FRAME
     except (ValueError, KeyError, TypeError) as error:
         raise Refused(f"invalid_bundle: input_example.json is not of the documented form: {error}") from error
-    (into / "input_example.json").write_text(json.dumps(split))
-    (into / "serving_input_example.json").write_text(json.dumps({"dataframe_split": split}))
-    return {
-        "artifact_path": "input_example.json",
-        "serving_input_path": "serving_input_example.json",
-        "type": "dataframe",
-        "pandas_orient": "split",
-    }
+    (into / "input_example.json").write_text(json.dumps(kept))
+    (into / "serving_input_example.json").write_text(json.dumps(served))
+    return {"artifact_path": "input_example.json", "serving_input_path": "serving_input_example.json", **kind}

@@ -141,8 +141,8 @@ def test_a_saved_model_is_evaluated_on_other_rows(bench: Bench) -> None:
 def test_a_model_that_cannot_be_loaded_back_is_not_judged(bench: Bench) -> None:
     bench.write(STANDARD + "    def refuse(*_): raise ValueError('not again')\n    Model.__setstate__ = refuse\n")
     result = bench.run()
-    assert (result["ok"], result["kind"]) == (False, "author_error")
-    assert "not again" in result["message"]
+    assert (result["ok"], result["kind"]) == (False, "bad_output")
+    assert "cannot be loaded back: ValueError: not again" in result["message"]
 
 
 def test_what_the_author_logs_is_kept(bench: Bench) -> None:
@@ -285,6 +285,61 @@ def test_a_model_that_train_has_written_itself_is_read_by_its_load_entry(bench: 
     assert bench.left("model/headrace.json")["format"] == "own"
 
 
+def test_signature_and_example_come_from_what_evaluate_gives_to_predict(bench: Bench) -> None:
+    bench.write(
+        STANDARD
+        + """
+    def evaluate(job, model):
+        given = [{"day": day} for _, _, day in read(job.datasets["sales"].holdout)]
+        return {"first": predict(model, given)[0]}
+    def predict(model, rows): return [model.mean + 0 * len(row["day"]) for row in rows]
+    """
+    )
+    assert bench.run(predict="shop:predict")["metrics"] == {"first": 4.5}, bench.output
+    assert bench.left("signature.json") == {
+        "inputs": [{"name": "day", "type": "string"}],
+        "outputs": [{"type": "double"}],
+    }
+    assert bench.left("input_example.json") == {"columns": ["day"], "data": [["2026-01-09"], ["2026-01-10"]]}
+    assert bench.left("model/headrace.json")["takes"] == "records"
+
+
+def test_an_example_that_cannot_be_made_fails_nothing(bench: Bench) -> None:
+    bench.write(
+        STANDARD
+        + """
+    class Odd(dict):
+        def values(self): raise RuntimeError("no values here")
+    def evaluate(job, model): return {"rows": len(model.predict([Odd(a=1)]))}
+    """
+    )
+    assert bench.run()["metrics"] == {"rows": 1.0}
+    assert "no input example was made: RuntimeError: no values here" in bench.output
+    assert not (bench.place / "output" / "signature.json").exists()
+
+
+def test_a_model_with_save_and_load_of_its_own_is_kept_by_them(bench: Bench) -> None:
+    bench.write(
+        STANDARD
+        + """
+    import pathlib
+    class Model:
+        def __init__(self, mean): self.mean = mean
+        def predict(self, frame): return [self.mean for _ in frame]
+        def save(self, path): pathlib.Path(path).write_text(str(self.mean))
+        @classmethod
+        def load(cls, path): return cls(float(pathlib.Path(path).read_text()))
+    """
+    )
+    assert bench.run()["metrics"] == {"mean": 4.5, "rows": 2.0}, bench.output
+    assert (bench.place / "output" / "model" / "saved").read_text() == "4.5"
+    bench.write(
+        (bench.place / "checkout" / "shop.py").read_text().replace("@classmethod", "")
+        + "def read_back(path): return Model(1.5)\n"
+    )
+    assert bench.run(load="shop:read_back")["metrics"]["mean"] == 1.5
+
+
 def test_returning_nothing_and_writing_nothing_is_refused(bench: Bench) -> None:
     bench.write(STANDARD + "    def train(job): pass\n    def predict(model, frame): pass\n")
     result = bench.run(predict="shop:predict")
@@ -416,5 +471,5 @@ def test_data_that_was_only_told_about_is_a_range(bench: Bench, kind: str) -> No
 
 
 def test_the_files_keep_to_the_syntax_of_python_3_9() -> None:
-    for name in ("harness.py", "harness_job.py", "harness_data.py", "loader.py", "warden.py", "warded.py"):
-        ast.parse((HOME / name).read_text(), name, feature_version=(3, 9))
+    for path in [*HOME.glob("harness*.py"), *(HOME / name for name in ("loader.py", "warden.py", "warded.py"))]:
+        ast.parse(path.read_text(), path.name, feature_version=(3, 9))

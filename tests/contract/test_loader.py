@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import headrace.harness_save as saving
 import headrace.loader as loader
 import pytest
 
-LOADER = Path(loader.__file__)
+LOADER, SAVING = Path(loader.__file__), Path(saving.__file__)
 
 
 class Doubler:
@@ -31,7 +32,7 @@ def _path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_saved_model_is_itself_again(tmp_path: Path) -> None:
-    loader.save(Doubler(2), tmp_path / "model", None)
+    saving.save(Doubler(2), tmp_path / "model", None)
     loaded = loader.load(tmp_path / "model")
     assert loaded.predict([1, 2]) == [2, 4]
     assert isinstance(loaded.model, Doubler)
@@ -44,13 +45,13 @@ def test_a_scikit_learn_model_is_saved_by_joblib_where_it_is_installed(tmp_path:
     pytest.importorskip("joblib", reason="comes with MLflow in this environment", exc_type=ImportError)
     from sklearn.dummy import DummyClassifier
 
-    loader.save(DummyClassifier(strategy="most_frequent").fit([[0], [1]], [1, 1]), tmp_path / "model", None)
+    saving.save(DummyClassifier(strategy="most_frequent").fit([[0], [1]], [1, 1]), tmp_path / "model", None)
     assert (tmp_path / "model" / "model.joblib").is_file()
     assert list(loader.load(tmp_path / "model").predict([[5]])) == [1]
 
 
 def test_a_predict_entry_goes_before_the_models_own(tmp_path: Path) -> None:
-    loader.save(Doubler(2), tmp_path / "model", f"{__name__}:times_ten")
+    saving.save(Doubler(2), tmp_path / "model", f"{__name__}:times_ten")
     assert loader.load(tmp_path / "model").predict([1]) == [20]
 
 
@@ -64,9 +65,10 @@ def test_a_saved_model_is_loaded_from_its_files_alone(tmp_path: Path) -> None:
     )
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "headrace_loader.py").write_bytes(LOADER.read_bytes())
-    start = f"import sys; sys.path.insert(0, {str(tmp_path / 'code')!r}); import headrace_loader as loader; "
+    (tmp_path / "code" / "saving.py").write_bytes(SAVING.read_bytes())
+    start = f"import sys; sys.path.insert(0, {str(tmp_path / 'code')!r}); import headrace_loader as loader, saving; "
     source = f"sys.path.insert(0, {str(package.parent)!r}); from shop.model import Model; "
-    save = f"loader.save(Model(), {str(tmp_path / 'data' / 'model')!r}, 'shop.model:predict')"
+    save = f"saving.save(Model(), {str(tmp_path / 'data' / 'model')!r}, 'shop.model:predict')"
     load = f"print(loader._load_pyfunc({str(tmp_path / 'data')!r}).predict(None))"
     for code in (start + source + save, start + load):
         done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, timeout=60)
@@ -85,9 +87,9 @@ def test_the_authors_files_hide_nothing_of_the_standard_library(tmp_path: Path) 
 
 
 def test_what_cannot_be_saved_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(loader.CannotSave, match="predict"):
-        loader.save(object(), tmp_path / "a", None)
-    with pytest.raises(loader.CannotSave, match=r"job\.output"):
-        loader.save((value for value in "ab"), tmp_path / "b", f"{__name__}:times_ten")
-    with pytest.raises(loader.CannotSave, match="wrote nothing"):
-        loader.save(None, tmp_path / "c", f"{__name__}:times_ten")
+    with pytest.raises(saving.CannotSave, match="predict"):
+        saving.save(object(), tmp_path / "a", None)
+    with pytest.raises(saving.CannotSave, match=r"job\.output"):
+        saving.save((value for value in "ab"), tmp_path / "b", f"{__name__}:times_ten")
+    with pytest.raises(saving.CannotSave, match="wrote nothing"):
+        saving.save(None, tmp_path / "c", f"{__name__}:times_ten")

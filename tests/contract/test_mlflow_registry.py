@@ -250,6 +250,10 @@ def test_the_composed_directory_is_complete_and_the_same_each_time(bundle: Path)
     [
         ("signature.json", '{"inputs": [{"name": "x", "type": "object"}]}'),
         ("signature.json", '{"inputs": 3}'),
+        ("signature.json", '{"inputs": [{"type": "tensor", "dtype": "object", "shape": [-1]}]}'),
+        ("signature.json", '{"inputs": [{"type": "tensor", "dtype": "float64", "shape": [-1, 2.5]}]}'),
+        ("signature.json", '{"inputs": [{"type": "tensor", "dtype": "float64", "shape": []}]}'),
+        ("input_example.json", '{"inputs": 3}'),
         ("signature.json", "[]"),
         ("input_example.json", '{"rows": []}'),
         ("input_example.json", "not json"),

@@ -28,6 +28,7 @@ A trained model is saved, loaded back, and it is the loaded one that is evaluate
 
 from __future__ import annotations
 
+import copy
 import errno
 import importlib.util
 import json
@@ -35,7 +36,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ class Harness:
         self._job = job
         self._loader = _load("headrace_loader", Path(job["loader"]))
         self._jobs = _load("headrace_harness_job", here / "harness_job.py")
+        self._saving = _load("headrace_harness_save", here / "harness_save.py")
+        self._examples = _load("headrace_harness_example", here / "harness_example.py")
         data = _load("headrace_harness_data", here / "harness_data.py")
         datasets = {name: data.Dataset(name, described) for name, described in job["datasets"].items()}
         self._author = self._jobs.TrainingJob(job, datasets)
@@ -62,7 +65,7 @@ class Harness:
             metrics = self._train() if self._job["action"] == "train" else self._evaluate(self._job["model_dir"])
         except self._jobs.InvalidMetric as error:
             return _failed("invalid_metric", str(error), error)
-        except self._loader.CannotSave as error:
+        except self._saving.CannotSave as error:
             return _failed("bad_output", str(error), error.__cause__)
         except SystemExit as error:
             return _failed(
@@ -80,14 +83,46 @@ class Harness:
         with self._phase("train"):
             model = train(self._author)
         with self._phase("save"):
-            self._loader.save(model, self._author.output, self._job["predict"], self._job.get("load"))
+            self._saving.save(model, self._author.output, self._job["predict"], self._job.get("load"))
             del model
-            loaded = self._loader.load(self._author.output)
-            if self._author.example is not None:
-                self._author.write_example(loaded.predict(self._author.example))
-        metrics = self._judge(loaded)
+            loaded = self._load_back()
+            example = self._examples.Example.of(self._author.example)
+            if example is not None:
+                self._write_example(loaded, example)
+        metrics = self._judge_watched(loaded)
         self._author.write_logged(metrics or {})
         return metrics
+
+    def _load_back(self) -> Any:
+        try:
+            return self._loader.load(self._author.output)
+        except Exception as error:
+            raise self._saving.cannot_load(self._author.output, error) from error
+
+    def _judge_watched(self, loaded: Any) -> dict[str, float] | None:
+        """Judge, and make an example of what `predict` is given meanwhile, unless the author has given one."""
+        seen: list[Any] = []
+
+        def take(given: Any) -> None:
+            if not seen and self._author.example is None:
+                seen.extend(filter(None, [self._tried(lambda: self._examples.Example.of(given))]))
+
+        with self._examples.watched(loaded.model, self._job["predict"], take):
+            metrics = self._judge(loaded)
+        if seen:
+            self._tried(lambda: self._write_example(loaded, seen[0].needed(loaded.predict)))
+        return metrics
+
+    def _write_example(self, loaded: Any, example: Any) -> None:
+        example.write(self._author.output.parent, loaded.predict(copy.deepcopy(example.rows)))
+        self._saving.amend(self._author.output, takes=example.takes)
+
+    def _tried(self, make: Callable[[], Any]) -> Any:
+        """What an example needs and may fail without harm: the model is judged all the same."""
+        try:
+            return make()
+        except Exception as error:  # noqa: BLE001 - whatever the author's types do
+            print(f"headrace: no input example was made: {_describe(error)}", file=sys.stderr)
 
     def _evaluate(self, model_dir: str) -> dict[str, float] | None:
         self._import("evaluate")
@@ -138,7 +173,7 @@ def _failed(kind: str, message: str, error: BaseException | None) -> dict[str, A
     """The last frames of the author's own; the whole traceback goes to the log."""
     ours = {
         __file__,
-        *(getattr(sys.modules.get(name), "__file__", None) for name in ("headrace_loader", "headrace_harness_job")),
+        *(getattr(module, "__file__", None) for name, module in sys.modules.items() if name.startswith("headrace_")),
     }
     frames: list[Any] = []
     if error is not None:

@@ -102,15 +102,6 @@ class TrainingJob:
         _write(self._bundle / "metrics.json", {"metrics": metrics, "history": self._history[:_MOST_POINTS]})
         _write(self._bundle / "parameters.json", {key: str(value) for key, value in self._logged.items()})
 
-    def write_example(self, answer: Any) -> None:
-        """signature.json and input_example.json, from the rows of `log_example` and what `predict` answered to them."""
-        inputs = [{"name": str(name), "type": _type(self.example[name])} for name in self.example.columns]
-        _write(self._bundle / "signature.json", {"inputs": inputs, "outputs": _outputs(answer)})
-        data = [[_plain(value) for value in row] for row in self.example.itertuples(index=False, name=None)]
-        _write(
-            self._bundle / "input_example.json", {"columns": [str(name) for name in self.example.columns], "data": data}
-        )
-
     def _plot(self, name: str) -> Path:
         if not _PLOT.fullmatch(name):
             raise ValueError(
@@ -143,34 +134,6 @@ def check_metrics(found: object) -> dict[str, float]:
             f"evaluate() must return a dict of at most {_MOST_METRICS} numbers by name, not a {type(found).__name__}"
         )
     return {key: check_metric(key, value) for key, value in found.items()}
-
-
-def _outputs(answer: Any) -> list[dict[str, str]]:
-    """MLflow's columns for what predict answers; none where it is no plain column or table."""
-    if hasattr(answer, "columns"):
-        return [{"name": str(name), "type": _type(answer[name])} for name in answer.columns]
-    if len(getattr(answer, "shape", (0,))) != 1:
-        return []
-    return [{"type": _type(answer)}]
-
-
-def _type(column: Any) -> str:
-    """MLflow's name for the type of a pandas or numpy column, or a list."""
-    kind = getattr(getattr(column, "dtype", None), "kind", "O")
-    known = {"i": "long", "u": "long", "f": "double", "b": "boolean", "M": "datetime"}
-    if kind in known:
-        return known[kind]
-    first = next(iter(column), None)
-    return {bool: "boolean", int: "long", float: "double"}.get(type(first), "string")
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "isoformat"):
-        return value.isoformat()
-    value = value.item() if hasattr(value, "item") else value
-    if value is None or value != value:
-        return None
-    return value if isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def _write(path: Path, value: object) -> None:

@@ -85,7 +85,10 @@ class TrainingJob(Protocol):
         ...
 
     def log_example(self, frame: Any) -> None:
-        """A DataFrame as `predict` gets it: its first rows become the input example, its types and the answer's the signature."""
+        """A DataFrame as `predict` gets it: its first rows become the input example, its types and the answer's the signature.
+
+        Without it they are taken from what `evaluate` gives to `predict`.
+        """
         ...
 
     def progress(self, fraction: float, note: str = "") -> None:
