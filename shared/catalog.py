@@ -32,6 +32,7 @@ from shared.values import (
     RepositoryUrl,
     Size,
     Strict,
+    TagPattern,
     Within,
 )
 
@@ -127,6 +128,16 @@ class Model(Strict):
         description='What to train: the highest version tag (`"latest"`), `"branch:NAME"`, `"tag:NAME"` or a commit.',
         examples=["latest"],
     )
+    tags: TagPattern = Field(
+        "*",
+        description='With `release = "latest"`, the form of its version tags, with one `*` for the version: '
+        '`"churn-*"` where several models of one repository have tags of their own.',
+        examples=["churn-*"],
+    )
+    prereleases: bool = Field(
+        False,
+        description='With `release = "latest"`, whether a pre-release (`v2.0.0-rc.1`) may be the highest version.',
+    )
     release_poll: Annotated[Duration, AfterValidator(Within(_SECOND, _DAY))] = Field(
         30 * _SECOND, description="How often to look for a release.", examples=["30s"]
     )
@@ -147,6 +158,13 @@ class Model(Strict):
         max_length=100,
         description="A floor under the release's own gates: limits that it can only tighten.",
     )
+
+    @model_validator(mode="after")
+    def _tags_are_chosen_from(self) -> Self:
+        chosen = [key for key in ("tags", "prereleases") if getattr(self, key) != type(self).model_fields[key].default]
+        if chosen and self.release != "latest":
+            raise refusal(*(((key,), 'goes with release = "latest" only; drop one of them') for key in chosen))
+        return self
 
 
 class ComputeClass(Strict):

@@ -144,6 +144,14 @@ def check_release(value: str) -> str:
     return _unless_refused(repository.check_ref, ref, value)
 
 
+def check_tags(pattern: str) -> str:
+    return _unless_refused(repository.check_pattern, pattern, pattern)
+
+
+def check_subdirectory(path: str) -> str:
+    return _unless_refused(repository.check_subdirectory, path, path)
+
+
 def check_repository(url: str) -> str:
     """What git may be given; a repository on this machine too, for only the operator's file comes here."""
     return _unless_refused(lambda text: repository.check_url(text, allow_local=True), url, url)
@@ -264,5 +272,7 @@ Share = Annotated[
 SecretReference = Annotated[str, AfterValidator(check_secret_reference), Field(title="env:NAME")]
 DatabaseUrl = Annotated[str, AfterValidator(check_database_url), Field(title="URL or env:NAME")]
 RepositoryUrl = Annotated[str, AfterValidator(check_repository), Field(title="repository URL")]
+TagPattern = Annotated[str, AfterValidator(check_tags), Field(title="pattern of tags")]
+Subdirectory = Annotated[str, AfterValidator(check_subdirectory), Field(title="directory")]
 ReleaseChoice = Annotated[str, AfterValidator(check_release), Field(title="release")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]

@@ -208,8 +208,57 @@ def test_the_highest_version_is_found_among_all_kinds_of_tags(tags: list[str], h
     assert highest_version(tags) == highest
 
 
-def test_prereleases_count_where_they_are_wanted() -> None:
-    assert highest_version(["v1.0", "v2.0rc1"], prereleases=True) == "v2.0rc1"
+@pytest.mark.parametrize(
+    ("tags", "highest"),
+    [
+        (["v1.0", "v2.0rc1"], "v2.0rc1"),
+        (["v2.0rc1", "v2.0"], "v2.0"),
+        (["2.0.0-alpha.beta", "2.0.0-alpha.1.x", "2.0.0-alpha.gamma.2"], "2.0.0-alpha.gamma.2"),
+        (["2.0.0-x.11", "2.0.0-x.9"], "2.0.0-x.11"),
+        (["2.0.0-alpha.beta", "2.0.0-rc.1", "1.9.9"], "2.0.0-rc.1"),
+        (["2.0.0-alpha.beta", "2.0.0"], "2.0.0"),
+        (["2.0.0-alpha.beta", "1.9.9"], "2.0.0-alpha.beta"),
+    ],
+)
+def test_prereleases_of_both_kinds_of_versions_count_where_they_are_wanted(tags: list[str], highest: str) -> None:
+    for order in (tags, tags[::-1]):
+        assert highest_version(order, prereleases=True) == highest
+
+
+@pytest.mark.parametrize(
+    ("pattern", "highest"),
+    [
+        ("churn-*", "churn-v1.2"),
+        ("churn/*", "churn/2.0.0"),
+        ("*-final", "1.0-final"),
+        ("prices-*", None),
+        ("*", "v9.0"),
+    ],
+)
+def test_a_pattern_chooses_the_tags_of_one_model(pattern: str, highest: str | None) -> None:
+    tags = [
+        "v9.0",
+        "churn-v1.2",
+        "churn-v1.1",
+        "churn-old",
+        "churn-",
+        "churn/2.0.0",
+        "1.0-final",
+        "-final",
+        "prices-v3rc1",
+    ]
+    assert highest_version(tags, pattern=pattern) == highest
+
+
+def test_the_lack_of_a_version_tag_is_said_with_what_would_be_taken() -> None:
+    refs = {"refs/tags/churn-v1.0rc1": "a" * 40}
+    with pytest.raises(NotFound, match=r"git tag v1\.0\.0"):
+        resolve("latest", refs)
+    with pytest.raises(NotFound, match=r"of the form prices-\*; tag a release \(git tag prices-v1\.0\.0\)"):
+        resolve("latest", refs, pattern="prices-*")
+    with pytest.raises(NotFound, match=r"but of pre-releases; write prereleases = true"):
+        resolve("latest", refs, pattern="churn-*")
+    assert resolve("latest", refs, pattern="churn-*", prereleases=True) == ("churn-v1.0rc1", "a" * 40)
 
 
 def test_a_release_is_resolved_to_a_name_and_a_commit() -> None:

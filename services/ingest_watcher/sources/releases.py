@@ -55,7 +55,8 @@ class ReleaseWatch:
         before = self._newest_seen()
         mirror = Mirror(self._mirrors, wanted.repository, allow_local=True)
         fixed = wanted.release != "latest" and ":" not in wanted.release  # a commit: nothing can move it
-        name, commit = resolve(wanted.release, {} if fixed else mirror.remote_refs())
+        refs = {} if fixed else mirror.remote_refs()
+        name, commit = resolve(wanted.release, refs, pattern=wanted.tags, prereleases=wanted.prereleases)
         if self._judged == (config.digest, name, commit):
             return True
         mirror.fetch(commit)
