@@ -109,6 +109,11 @@ class Limits(Strict):
         description="What it leaves on the disk in its scratch directory.",
         examples=[Bytes(50 * 1000**3)],
     )
+    checkpoint: Annotated[Size, AfterValidator(Between(1000, 1000**5))] = Field(
+        Bytes(10 * 1000**3),
+        description="A checkpoint; of a larger one the training goes on, and the one before is kept.",
+        examples=[Bytes(10 * 1000**3)],
+    )
     log: Annotated[Size, AfterValidator(Between(10_000, 1000**3))] = Field(
         Bytes(50 * 1000**2),
         description="Its output: of more, the first nine tenths and the last one are kept, and the training goes on.",

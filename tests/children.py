@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
 from services.trainer import child
 from services.trainer.checkout import Prepared
-from services.trainer.heart import Heart
+from services.trainer.heart import Beat, Heart
 from services.trainer.users import Users
 from shared.catalog import Limits
 from shared.logs import DiskLogs
@@ -48,8 +49,11 @@ def train(
     users: Users | None = None,
     python: str = sys.executable,
     env: Mapping[str, str] | None = None,
+    resume: Path | None = None,
+    leaving: threading.Event | None = None,
+    keeper: Callable[[Path], AbstractContextManager[object]] = lambda _: nullcontext(),
 ) -> child.Result:
-    """The author's `train`, whose body this is, on no data."""
+    """The author's `train`, whose body this is, on no data. `keeper` is around it, told its scratch directory."""
     (place / "src").mkdir()
     lines = "\n".join(f"    {line}" for line in body.splitlines())
     (place / "src" / "hostile.py").write_text(f"import json, os, sys\ndef train(job):\n{lines}\n")
@@ -58,11 +62,12 @@ def train(
     job = {
         "action": "train", "run": "1", "model": "m", "source_roots": [str(place / "src")], "train": "hostile:train", "evaluate": None,
         "predict": "builtins:id", "load": None, "loader": str(child.LOADER), "output": str(scratch / "output"), "scratch": str(scratch),
-        "datasets": {}, "parameters": {},
+        "datasets": {}, "parameters": {}, "resume": str(resume) if resume else None,
     }  # fmt: skip
     prepared = Prepared(place / "src", Path(python), "")
     variables = {**child.environment((), 1, prepared, scratch), **(env or {})}
     work = child.Work(job, scratch, "runs/1/1", timedelta(seconds=PATIENCE_S), variables, limits or Limits())
     lent = users or Users(None, place / "users")
-    with Heart(lambda _progress, _note: None, 60.0, threading.Event()) as heart:
+    beat: Beat = lambda _progress, _note: None  # noqa: E731
+    with Heart(beat, 60.0, leaving or threading.Event()) as heart, keeper(scratch):
         return within(lambda: child.run(work, prepared, lent, DiskLogs(place / "logs"), heart))

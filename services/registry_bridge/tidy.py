@@ -210,8 +210,9 @@ class Tidy:
             turn.report.take("leftovers of uploads", left)
 
     def _named(self, turn: Turn) -> set[bytes]:
-        """Every blob that a manifest names which is not tidied, and the manifests: 32 bytes each, however long the history."""
-        live: set[bytes] = set()
+        """Every blob that a manifest names which is not tidied, the manifests, and checkpoints: 32 bytes each, however long the history."""
+        with self.ledger.read() as tx:
+            live = {bytes.fromhex(sha256) for sha256 in retention.checkpoints(tx)}
         after = (0, 0)
         while True:
             turn.check()

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import structlog
 
-from services.trainer import bundle, child, jobs
+from services.trainer import bundle, checkpoints, child, jobs
 from services.trainer.checkout import Prepared, Say, Workshop
+from services.trainer.checkpoints import Keeper
 from services.trainer.claims import Claims
 from services.trainer.disk import Disk
 from services.trainer.evaluate import NO_ROWS, Evaluator
@@ -101,6 +102,7 @@ class Trainer:
         try:
             with (
                 disk.using(scratch),
+                disk.using(_own_place(scratch)),
                 ExitStack() as uses,
                 Heart(
                     lambda progress, note: self.claims.beat(claim, progress, note), self.heartbeat_s, self.leaving
@@ -115,6 +117,7 @@ class Trainer:
             self.claims.finish(claim, digest, scores, steps.seconds)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+            shutil.rmtree(_own_place(scratch), ignore_errors=True)
 
     def _train(
         self, claim: Claim, holdout: dict[str, Range], scratch: Path, heart: Heart, steps: Steps, uses: ExitStack
@@ -127,12 +130,32 @@ class Trainer:
         (scratch / "output").mkdir(parents=True, exist_ok=True, mode=0o700)
         sources, model = claim.datasets, claim.model
         job = jobs.training_job(claim.run, claim.release, model, sources, claim.cut, holdout, prepared, scratch)
+        job["resume"] = self._resumed(claim, scratch)
         env = child.environment(model.pass_env, claim.run, prepared, scratch)
         work = child.Work(job, scratch, self._log_name(claim), _time_limit(claim), env, model.limits)
-        with steps.step("train"):
+        with self._keeper(claim, scratch), steps.step("train"):
             result = child.run(work, prepared, self.workshop.users, self.logs, heart)
         steps.seconds |= {f"train.{name}": seconds for name, seconds in result.seconds.items()}
         return prepared, result.metrics if job["evaluate"] is not None else None
+
+    def _resumed(self, claim: Claim, scratch: Path) -> str | None:
+        """What an earlier attempt has left to go on from, as a file that the child reads."""
+        if claim.checkpoint is None:
+            return None
+        into = scratch / "resume"
+        found = checkpoints.fetch(self.blobs, claim.checkpoint, into, lambda text: self._say(claim, text))
+        return str(into) if found else None
+
+    def _keeper(self, claim: Claim, scratch: Path) -> Keeper:
+        return Keeper(
+            scratch,
+            _own_place(scratch),
+            self.blobs,
+            lambda sha256, size_bytes: self.claims.checkpoint(claim, sha256, size_bytes),
+            lambda text: self._say(claim, text),
+            most_bytes=claim.model.limits.checkpoint,
+            replaces=claim.checkpoint,
+        )
 
     def _score_champion(self, claim: Claim, holdout: dict[str, Range], heart: Heart, steps: Steps) -> Scores | None:
         if claim.champion is None:
@@ -185,6 +208,11 @@ class Trainer:
 
     def _log_name(self, claim: Claim) -> str:
         return f"runs/{claim.run}/{claim.token}"
+
+
+def _own_place(scratch: Path) -> Path:
+    """Beside the child's directory, and out of its reach."""
+    return scratch.with_name(f"{scratch.name}-kept")
 
 
 def _time_limit(claim: Claim) -> timedelta:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +18,8 @@ from headrace.warden import Confined, Ending, Warded
 
 from services.trainer import metrics
 from services.trainer.checkout import Prepared
-from services.trainer.failures import AttemptFailed
+from services.trainer.events import Events, text
+from services.trainer.failures import AttemptFailed, Lost, Stopped
 from services.trainer.heart import Heart
 from services.trainer.limits import Watched
 from services.trainer.users import Users
@@ -124,7 +127,8 @@ def _watch(child: Warded, work: Work, heart: Heart, prepared: Prepared) -> Endin
     try:
         prepared.check()  # beside the child's own start, which takes longer
         while (ending := child.wait(SLICE_S)) is None:
-            heart.progress = events.progress() or heart.progress
+            events.read()
+            heart.progress = events.progress or heart.progress
             heart.check()
             watched.check()
             if time.monotonic() > deadline:
@@ -134,37 +138,26 @@ def _watch(child: Warded, work: Work, heart: Heart, prepared: Prepared) -> Endin
                     f"it ran for longer than {limit:g} s",
                     "raise time_limit in headrace.toml or make the training shorter",
                 )
+    except Stopped as why:
+        _stop(child, work, events, why)
+        raise
     except BaseException:
         child.terminate(GRACE_S)
         raise
     return ending
 
 
-class Events:
-    """The progress that the harness writes line by line; reads only what is new, and never more than a bounded piece."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = 0
-
-    def progress(self) -> tuple[float, str] | None:
-        """The newest progress since the last call: a fraction from 0 to 1 and a note."""
-        try:
-            with open_plain(self._path) as stream:
-                stream.seek(self._offset)
-                lines = stream.read(1_000_000).split(b"\n")
-        except Refused:
-            return None
-        self._offset += sum(len(line) + 1 for line in lines[:-1])
-        found = None
-        for line in lines[:-1]:
-            try:
-                event = json.loads(line)
-                if event["event"] == "progress":
-                    found = (min(1.0, max(0.0, float(event["fraction"]))), _text(event.get("note", ""))[:200])
-            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-                continue  # the author's code can write here too; only progress is at stake
-        return found
+def _stop(child: Warded, work: Work, events: Events, why: Stopped) -> None:
+    """Code that listens is told, and has the grace to leave a checkpoint; of a lost claim none would count."""
+    if events.listens and not isinstance(why, Lost):
+        with suppress(OSError):  # a child that has put something else there knows already
+            descriptor = os.open(work.scratch / "stop", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+            with open(descriptor, "w") as stream:
+                stream.write(why.message)
+        if child.wait(GRACE_S) is not None:
+            return
+        child.kill()
+    child.terminate(GRACE_S)
 
 
 def _read_result(path: Path, ending: Ending) -> Result:
@@ -179,18 +172,15 @@ def _read_result(path: Path, ending: Ending) -> Result:
         return _result(result)
     if result.get("ok") is True:
         raise _ended_without_result(ending)
-    trace = f"\n{_text(result['traceback'])}" if result.get("traceback") else ""
+    if result.get("kind") == "stopped":  # by a SIGTERM that did not come from us
+        raise AttemptFailed("killed", "the training was told to stop by a SIGTERM from outside", transient=True)
+    trace = f"\n{text(result['traceback'])}" if result.get("traceback") else ""
     advice = "mend the code and tag a new release; `headrace logs` has the whole output"
     raise AttemptFailed(
-        _text(result.get("kind", "author_error"))[:40],
-        f"{_text(result.get('message', 'no message'))}{trace}"[:8000],
+        text(result.get("kind", "author_error"))[:40],
+        f"{text(result.get('message', 'no message'))}{trace}"[:8000],
         advice,
     )
-
-
-def _text(value: object) -> str:
-    """Text that can be stored and sent: what the author's code says may hold halves of characters, as file names in another encoding do."""
-    return str(value).encode(errors="replace").decode()
 
 
 def _result(said: dict[str, Any]) -> Result:

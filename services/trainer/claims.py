@@ -1,4 +1,4 @@
-"""The one door from a worker to the ledger: claim, beat, finish, fail and scores."""
+"""The one door from a worker to the ledger: claim, beat, checkpoint, finish, fail and scores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shared.cuts import Range, digest, from_json, to_json
 from shared.errors import Unavailable
 from shared.gates import Scores
 from shared.ledger import Ledger, Transaction, attempts, configuration, repeats, runs, scores, workers
-from shared.ledger.attempts import Claim, Failure, Trained
+from shared.ledger.attempts import Checkpoint, Claim, Failure, Trained
 
 PATIENCE_S = 60.0
 SCORE_PAUSE = timedelta(seconds=10)
@@ -24,6 +24,7 @@ class Claims(Protocol):
 
     def claim(self, run: int) -> Claim | None: ...
     def beat(self, claim: Claim, progress: float | None, note: str | None) -> str | None: ...
+    def checkpoint(self, claim: Claim, sha256: str, size_bytes: int) -> Checkpoint: ...
     def finish(
         self, claim: Claim, bundle: str, scored: dict[int, tuple[dict[str, Range], Scores]], seconds: dict[str, float]
     ) -> None: ...
@@ -48,6 +49,10 @@ class LedgerClaims:
     def beat(self, claim: Claim, progress: float | None, note: str | None) -> str | None:
         with self._ledger.write(tells=False) as tx:
             return attempts.beat(tx, claim.run, claim.token, self._lease, progress, note)
+
+    def checkpoint(self, claim: Claim, sha256: str, size_bytes: int) -> Checkpoint:
+        with self._ledger.write(tells=False) as tx:
+            return attempts.checkpoint(tx, claim.run, claim.token, sha256, size_bytes)
 
     def finish(
         self, claim: Claim, bundle: str, scored: dict[int, tuple[dict[str, Range], Scores]], seconds: dict[str, float]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import insert, select, update
@@ -32,6 +32,23 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """Something to go on from, that an attempt of the run has left in the blob store."""
+
+    sha256: str
+    size_bytes: int
+    attempt: int
+    at: datetime
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "at": self.at.isoformat()}
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> Checkpoint:
+        return cls(told["sha256"], told["size_bytes"], told["attempt"], datetime.fromisoformat(told["at"]))
+
+
+@dataclass(frozen=True)
 class Claim:
     """One attempt's right to a run, with all that it needs; the token is its fence."""
 
@@ -44,6 +61,7 @@ class Claim:
     datasets: dict[str, catalog.Dataset]
     champion: Trained | None
     traceparent: str | None
+    checkpoint: Checkpoint | None
 
 
 @dataclass(frozen=True)
@@ -173,6 +191,7 @@ def _claim(tx: Transaction, row: Any) -> Claim:
         datasets={name: config.datasets[name] for name in release.declaration.datasets},
         champion=trained(tx, champion.run_id) if champion is not None else None,
         traceparent=row.traceparent,
+        checkpoint=Checkpoint.from_json(row.checkpoint) if row.checkpoint is not None else None,
     )
 
 
@@ -206,6 +225,20 @@ def beat(
         raise Fenced(f"run {id} is no longer held by claim {token}")
     reason: str | None = told.cancel_reason
     return reason
+
+
+@transition
+def checkpoint(tx: Transaction, id: int, token: int, sha256: str, size_bytes: int) -> Checkpoint:
+    """The blob is what a later attempt goes on from, in place of the one before. Raises `Fenced`.
+
+    run: running → same
+    By: the trainer that holds it
+    Fence: token
+    Again: the same one stays
+    """
+    kept = Checkpoint(sha256, size_bytes, token, tx.now)
+    _fenced_update(tx, id, token, {"checkpoint": kept.to_json()})
+    return kept
 
 
 @transition

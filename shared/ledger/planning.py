@@ -263,6 +263,7 @@ def end(tx: Transaction, row: Any, state: RunState, error: dict[str, Any] | None
             lease_owner=None,
             error=error,
             sentence="",
+            checkpoint=None,
             **values,
         )
     )

@@ -197,6 +197,13 @@ def named(tx: Transaction, after: tuple[int, int], limit: int) -> tuple[list[Any
     )
 
 
+def checkpoints(tx: Transaction) -> list[str]:
+    """The blobs that unfinished runs would go on from."""
+    return [
+        row["sha256"] for row in tx.execute(select(run.c.checkpoint).where(run.c.checkpoint.is_not(None))).scalars()
+    ]
+
+
 def ended(tx: Transaction, runs: Iterable[int]) -> dict[int, datetime | None]:
     """When each of these runs ended; None for one that has not. Runs that there are not are left out."""
     query = select(run.c.id, run.c.finished_at, run.c.state).where(run.c.id.in_(list(runs)))

@@ -160,6 +160,8 @@ model = Table(
     C("seen_id", ForeignKey("release.id")),  # the newest one, valid or not
     C("looked_at", Instant),
     C("error", Text),
+    C("failed", Integer),  # runs in a row
+    C("paused_at", Instant),  # after too many of them: nothing is trained of itself until it is empty again
 )
 
 run = Table(
@@ -191,6 +193,9 @@ run = Table(
     C("progress", Float),
     C("progress_note", Text),
     C("bundle", String(80)),
+    C(
+        "checkpoint", JSON(none_as_null=True)
+    ),  # the newest of an unfinished run: {"sha256", "size_bytes", "attempt", "at"}
     C("error", JSON),
     C("registration_error", Text),
     C("registration_lease", Instant),
@@ -226,6 +231,12 @@ attempt = Table(
     C("outcome", String(20)),
     C("error", JSON),
     C("seconds", JSON),
+    C("metrics", JSON(none_as_null=True)),  # by step, thinned out, as it trains: {name: [[step, value], …]}
+    C("cpu_s", Float),
+    C("gpu_s", Float),
+    C("memory_bytes", Big),  # at its peak
+    C("read_bytes", Big),
+    C("written_bytes", Big),
 )
 
 score = Table(

@@ -473,3 +473,73 @@ def test_data_that_was_only_told_about_is_a_range(bench: Bench, kind: str) -> No
 def test_the_files_keep_to_the_syntax_of_python_3_9() -> None:
     for path in [*HOME.glob("harness*.py"), *(HOME / name for name in ("loader.py", "warden.py", "warded.py"))]:
         ast.parse(path.read_text(), path.name, feature_version=(3, 9))
+
+
+KEPT = {
+    "anything that can be pickled": ("{'epoch': 3}", "found"),
+    "bytes": ("b'weights'", "found"),
+    "a file": ("job.scratch / 'weights.pt'", "(found.name, found.read_text())"),
+    "a directory": ("job.scratch / 'state'", "(found.name, sorted(path.name for path in found.rglob('*')))"),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_checkpoint_is_given_back_as_it_was_given(bench: Bench, name: str) -> None:
+    given, look = KEPT[name]
+    bench.write(
+        STANDARD
+        + f"""
+    def train(job):
+        found = job.resume()
+        if found is not None:
+            print("found", {look}, flush=True)
+            return Model(1.0)
+        (job.scratch / "weights.pt").write_text("weights")
+        (job.scratch / "state" / "deep").mkdir(parents=True, exist_ok=True)
+        (job.scratch / "state" / "deep" / "file").touch()
+        given = {given}
+        job.checkpoint(given, 0.5, "half")
+        found = given
+        print("gave", {look}, flush=True)
+        return Model(1.0)
+    """
+    )
+    assert bench.run()["ok"], bench.output
+    gave = bench.output.partition("gave ")[2].splitlines()[0]
+    assert bench.events("progress")[0]["fraction"] == 0.5
+    assert bench.events("listens")
+    kept = (bench.place / "scratch" / "checkpoint").read_bytes()
+    resume = bench.place / "resume"
+    resume.write_bytes(b"headrace checkpoint 00\n" + kept)
+    assert bench.run(resume=str(resume))["ok"], bench.output
+    assert bench.output.partition("found ")[2].splitlines()[0] == gave
+    resume.write_bytes(b"headrace checkpoint 00\n" + kept[:10])
+    assert bench.run(resume=str(resume))["ok"], bench.output
+    assert "cannot be read" in bench.output
+    assert "the training begins anew" in bench.output
+
+
+def test_a_sigterm_is_a_word_for_code_that_keeps_checkpoints_and_the_end_for_what_it_has_forked(bench: Bench) -> None:
+    bench.write(
+        STANDARD
+        + """
+    import os, signal, time
+    def train(job):
+        job.checkpoint(1)
+        there, tells = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(tells, b"!")
+            time.sleep(20)
+            os._exit(0)
+        os.read(there, 1)
+        os.kill(child, signal.SIGTERM)
+        print("the fork ended with", os.waitpid(child, 0)[1], flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert job.stopping
+        job.checkpoint(2)
+    """
+    )
+    assert bench.run()["kind"] == "stopped"
+    assert "the fork ended with 15" in bench.output
+    assert (bench.place / "scratch" / "checkpoint").exists()

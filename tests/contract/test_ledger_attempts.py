@@ -97,6 +97,7 @@ def test_a_run_that_does_not_exist_or_is_not_due_is_not_claimed(ledger: Ledger) 
 
 
 STALE: dict[str, Callable[[Transaction, Claim], object]] = {
+    "checkpoint": lambda tx, held: attempts.checkpoint(tx, held.run, held.token, "c" * 64, 9),
     "beat": lambda tx, held: attempts.beat(tx, held.run, held.token, LEASE, 0.9, "late"),
     "finish": lambda tx, held: attempts.finish(tx, held.run, held.token, "sha256:" + "c" * 64, {}),
     "fail": lambda tx, held: attempts.fail(tx, held.run, held.token, AWAY, {}),

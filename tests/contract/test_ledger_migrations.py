@@ -36,7 +36,7 @@ from shared.ledger.tables import metadata
 from tests import ledgers
 from tests.postgres_server import Postgres
 
-OLDER = ["0001", "0002", "0003"]
+OLDER = ["0001", "0002", "0003", "0004"]
 Rows = dict[str, list[dict[str, Any]]]
 
 
@@ -96,7 +96,7 @@ def fill(ledger: Ledger, past: Rows) -> Rows:
                 kept[table.name] = [{key: row[key] for key in row if key in columns} for row in past[table.name]]
                 connection.execute(table.insert(), kept[table.name])
         if connection.dialect.name == "postgresql":  # which does not see the numbers that were given by hand
-            for name in ("run", "arrival", "configuration", "release"):
+            for name in {"run", "arrival", "configuration", "release", "history"} & kept.keys():
                 connection.exec_driver_sql(f"SELECT setval('{name}_id_seq', (SELECT max(id) FROM {name}))")
     return kept
 
@@ -133,8 +133,8 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A later version whose migration fails in its middle."""
     scripts = tmp_path / "migrations"
     shutil.copytree(Path(schema.__file__).parent / "migrations", scripts)
-    (scripts / "versions" / "0005_bad.py").write_text(
-        "from alembic import op\nimport sqlalchemy as sa\nrevision, down_revision = '0005', '0004'\n"
+    (scripts / "versions" / "9999_bad.py").write_text(
+        "from alembic import op\nimport sqlalchemy as sa\nrevision, down_revision = '9999', '0005'\n"
         "def upgrade():\n    op.create_table('half', sa.Column('id', sa.Integer))\n    op.execute('UPDATE run SET sentence = 1')\n"
         "    op.execute('SELECT no_such_thing')\n"
     )
@@ -145,7 +145,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_a_migration_that_fails_leaves_the_ledger_as_it_was(url: str, past: Rows, broken: None) -> None:
-    ledger = upgrade(url, "0004")
+    ledger = upgrade(url, "0005")
     kept = fill(ledger, past)
     with pytest.raises(Exception, match="no_such_thing"):
         migrate(url)
@@ -154,7 +154,7 @@ def test_a_migration_that_fails_leaves_the_ledger_as_it_was(url: str, past: Rows
         assert [row.sentence for row in tx.execute(select(metadata.tables["run"]))] == [
             row["sentence"] for row in kept["run"]
         ]
-        assert schema._revision(tx) == "0004"
+        assert schema._revision(tx) == "0005"
     ledger.close()
 
 
@@ -173,7 +173,7 @@ def test_a_ledger_of_a_later_version_is_refused_and_left_alone(url: str, act: Ca
     with ledger.engine.begin() as by_hand:
         by_hand.exec_driver_sql("UPDATE alembic_version SET version_num = '0999'")
     said = (
-        r"has schema 0999, which this program does not know \(it knows 0001 to 0004\).*`python -m stack restore COPY`"
+        r"has schema 0999, which this program does not know \(it knows 0001 to 0005\).*`python -m stack restore COPY`"
     )
     with pytest.raises(ConfigurationError, match=said):
         act(url)

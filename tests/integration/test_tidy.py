@@ -19,7 +19,8 @@ from shared import arrivals as arrivals_in
 from shared.blobs import DiskBlobs, store_tree
 from shared.catalog import Keep
 from shared.errors import Fenced, NotFound, Unavailable
-from shared.ledger import Ledger, Transaction, arrivals, retention, scores, versions
+from shared.ledger import Ledger, Transaction, arrivals, attempts, retention, scores, versions
+from shared.ledger.attempts import Failure
 from shared.logs import DiskLogs
 from shared.manifest import read_tree
 from shared.retention import Report
@@ -65,6 +66,22 @@ def test_an_aggressive_tidy_leaves_what_serves_or_served_is_pinned_or_waits(hous
         "it awaits a word": 1,
         "it is not judged yet": 1,
     }
+
+
+def test_what_an_unfinished_run_would_go_on_from_stays_until_the_run_has_ended(house: House) -> None:
+    ledgers.grow(house.ledger)
+    claimed = ledgers.claim(house.ledger, ledgers.waiting(house.ledger))
+    assert claimed is not None
+    sha256 = house.blobs.put_bytes(b"epoch 3")
+    with house.ledger.write() as tx:
+        attempts.checkpoint(tx, claimed.run, claimed.token, sha256, 7)
+    house.age()
+    house.tidy.run(turn(house))
+    assert house.blobs.has(sha256)
+    with house.ledger.write() as tx:
+        attempts.fail(tx, claimed.run, claimed.token, Failure("author_error", "KeyError"), {})
+    house.tidy.run(turn(house))
+    assert not house.blobs.has(sha256)
 
 
 def test_blobs_that_a_kept_version_shares_with_a_taken_one_stay(house: House) -> None:

@@ -57,7 +57,7 @@ def train(job):
     held = os.environ["HOLD_FILES"] + "/" + job.model
     print("training on", job.datasets[job.model].train.sql, flush=True)
     while os.path.exists(held):
-        job.progress(0.5, "held")
+        job.checkpoint({{"held": True}}, 0.5, "held")
         time.sleep(0.02)
     rows = job.datasets[job.model].train
     with rows.connect() as connection:

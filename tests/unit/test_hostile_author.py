@@ -55,7 +55,9 @@ def test_a_message_that_is_no_text_is_made_one(tmp_path: Path) -> None:
 def test_a_note_that_is_no_text_is_made_one(tmp_path: Path) -> None:
     events = tmp_path / "events.jsonl"
     events.write_text(json.dumps({"event": "progress", "fraction": 0.5, "note": "caf\udce9"}) + "\n")
-    assert child.Events(events).progress() == (0.5, "caf?")
+    reader = child.Events(events)
+    reader.read()
+    assert reader.progress == (0.5, "caf?")
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "log.txt", "code/headrace_loader.py", "model/pipe"])

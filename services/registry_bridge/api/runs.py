@@ -45,6 +45,14 @@ class Failure(Strict):
     advice: str = ""
 
 
+class Checkpoint(Strict):
+    """What the next attempt would go on from."""
+
+    attempt: int = Field(description="which one left it")
+    size_bytes: int
+    at: datetime
+
+
 class Attempt(Strict):
     """One claim of a run by one worker; `seconds` says how long each step took."""
 
@@ -74,6 +82,7 @@ class Run(Strict):
     cut: dict[str, Cut] | None = Field(description="the data that it sees, by dataset; frozen when it is claimed first")
     cut_digest: str | None
     progress: Progress | None
+    checkpoint: Checkpoint | None
     error: Failure | None
     version: int | None
     bundle: str | None
@@ -116,12 +125,20 @@ def describe(tx: Transaction, row: Any) -> Run:
         cut=read_cut(row) if row.cut is not None else None,
         cut_digest=row.cut_digest,
         progress=Progress(fraction=row.progress, note=row.progress_note or "") if row.progress is not None else None,
+        checkpoint=_checkpoint(row),
         error=Failure.model_validate(row.error) if row.error else None,
         version=version.number if version is not None else None,
         bundle=row.bundle,
         tidied_at=row.tidied_at,
         attempts=tuple(_attempt(one) for one in attempts.of_run(tx, row.id)),
     )
+
+
+def _checkpoint(row: Any) -> Checkpoint | None:
+    if row.checkpoint is None:
+        return None
+    kept = attempts.Checkpoint.from_json(row.checkpoint)
+    return Checkpoint(attempt=kept.attempt, size_bytes=kept.size_bytes, at=kept.at)
 
 
 def read_cut(row: Any) -> dict[str, Cut]:

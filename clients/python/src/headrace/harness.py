@@ -12,16 +12,18 @@ JOB.json
     scratch         for events.jsonl, result.json, and work/ for the author
     model_dir       evaluate: the saved model
     parameters      handed to the author as job.parameters
+    resume          a checkpoint to go on from, or null (its form: harness_checkpoint.py)
     datasets        name → {"kind": "sql", "table", "cursor", "url_variable", "url", "train": ROWS|null, "holdout": ROWS|null}
                     or {"kind": "rest" | "stream", "train", "holdout"}; ROWS: table, cursor, above, upto, newest, time_column, since, rows
 
 scratch/events.jsonl, a line each, as it happens
     {"event": "phase", "name": "import"|"train"|"save"|"load"|"evaluate", "t": monotonic seconds}
     {"event": "metric", "key", "value", "step"}     {"event": "progress", "fraction": 0 to 1, "note"}
+    {"event": "listens"}    from here on the code is told to stop, and comes to an end by itself
 
 scratch/result.json, at the end, whole or not at all
     {"ok": true, "metrics": {…}|null, "seconds": {phase: s}}                                               exit code 0
-    {"ok": false, "kind": "author_error"|"invalid_metric"|"bad_output"|"disk_limit", "message", "traceback"}            exit code 1
+    {"ok": false, "kind": "author_error"|"invalid_metric"|"bad_output"|"disk_limit"|"stopped", "message", "traceback"}            exit code 1
 
 A trained model is saved, loaded back, and it is the loaded one that is evaluated: what is judged is what ships.
 """
@@ -56,7 +58,8 @@ class Harness:
         self._examples = _load("headrace_harness_example", here / "harness_example.py")
         data = _load("headrace_harness_data", here / "harness_data.py")
         datasets = {name: data.Dataset(name, described) for name, described in job["datasets"].items()}
-        self._author = self._jobs.TrainingJob(job, datasets)
+        self._checkpoints = _load("headrace_harness_checkpoint", here / "harness_checkpoint.py")
+        self._author = self._jobs.TrainingJob(job, datasets, self._checkpoints)
         self._seconds: dict[str, float] = {}
 
     def run(self) -> dict[str, Any]:
@@ -67,6 +70,8 @@ class Harness:
             return _failed("invalid_metric", str(error), error)
         except self._saving.CannotSave as error:
             return _failed("bad_output", str(error), error.__cause__)
+        except self._checkpoints.Stopped as stopped:
+            return _failed("stopped", str(stopped), None)
         except SystemExit as error:
             return _failed(
                 "author_error", f"the code called sys.exit({error.code!r}); return from the function instead", error

@@ -29,7 +29,8 @@ class InvalidMetric(ValueError):
 class TrainingJob:
     """See `headrace.training.TrainingJob`, which describes every member for authors."""
 
-    def __init__(self, job: dict[str, Any], datasets: dict[str, Any]) -> None:
+    def __init__(self, job: dict[str, Any], datasets: dict[str, Any], checkpoints: Any) -> None:
+        """`checkpoints` is the module `harness_checkpoint`."""
         self.run: str = job["run"]
         self.model: str = job["model"]
         self.datasets = datasets
@@ -43,6 +44,8 @@ class TrainingJob:
         self._next_step: dict[str, int] = {}
         self._logged: dict[str, Any] = dict(self.parameters)
         self._progress_at = -math.inf
+        self.Stopped = checkpoints.Stopped
+        self._checkpoints = checkpoints.Checkpoints(job, lambda: self.tell("listens"))
         for folder in (self.output, self.scratch):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -92,6 +95,18 @@ class TrainingJob:
         if now - self._progress_at >= _PROGRESS_S or fraction >= 1:
             self._progress_at = now
             self.tell("progress", fraction=min(1.0, max(0.0, float(fraction))), note=str(note)[:200])
+
+    def checkpoint(self, state: Any, progress: float | None = None, note: str = "") -> None:
+        if progress is not None:
+            self.progress(progress, note)
+        self._checkpoints.keep(state)
+
+    def resume(self) -> Any:
+        return self._checkpoints.found()
+
+    @property
+    def stopping(self) -> bool:
+        return self._checkpoints.stopping is not None
 
     def tell(self, event: str, **data: Any) -> None:
         with self._events.open("a", encoding="utf-8") as stream:

@@ -94,3 +94,23 @@ class TrainingJob(Protocol):
     def progress(self, fraction: float, note: str = "") -> None:
         """How far the training is, from 0 to 1."""
         ...
+
+    Stopped: type[BaseException]
+    """What `checkpoint` raises. No `Exception`: catch `job.Stopped` to put things in order, and raise it again."""
+
+    def checkpoint(self, state: Any, progress: float | None = None, note: str = "") -> None:
+        """Keep what the training can go on from: a file or a directory (by its `Path`), bytes, or anything that can be pickled.
+
+        The newest one outlives this process and this machine, and goes away when the run has ended. Raises `job.Stopped`, once the state
+        is kept, when a person has cancelled the run or the machine is wanted back; within 5 s of that the process is killed.
+        """
+        ...
+
+    def resume(self) -> Any:
+        """What the newest checkpoint of this run holds, as it was given (a path: a copy); None where the training begins anew."""
+        ...
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the training shall stop: time to come to a `checkpoint`."""
+        ...

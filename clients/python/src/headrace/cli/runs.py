@@ -72,6 +72,7 @@ def _show(told: Mapping[str, Any], as_json: bool) -> None:
             ("planned", show.ago(told["planned_at"])),
             ("due", show.ago(told["due_at"]) if told["state"] in ("waiting", "retrying") else None),
             ("progress", progress and f"{progress['fraction']:.0%} {progress['note']}"),
+            ("checkpoint", _checkpoint(told.get("checkpoint"))),
             ("error", error and f"{error['kind']}: {_first_line(error)}"),
             ("advice", error.get("advice")),
             ("version", told["version"]),
@@ -88,6 +89,12 @@ def _show(told: Mapping[str, Any], as_json: bool) -> None:
             [_attempt(each) for each in told["attempts"]],
             empty="",
         )
+
+
+def _checkpoint(told: Optional[Mapping[str, Any]]) -> Optional[str]:
+    if not told:
+        return None
+    return f"of attempt {told['attempt']}, {show.size(told['size_bytes'])}, {show.ago(told['at'])}"
 
 
 def _first_line(error: Mapping[str, Any]) -> str:

@@ -1,0 +1,50 @@
+"""What the harness tells while it works, a line each; reads only what is new, and never more than a bounded piece."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from shared.blobs import open_plain
+from shared.errors import Refused
+
+_PIECE_BYTES = 1_000_000
+
+
+class Events:
+    """`progress` is the newest: a fraction from 0 to 1 and a note. `listens`: the code comes to an end when it is told to stop."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self.progress: tuple[float, str] | None = None
+        self.listens = False
+
+    def read(self) -> None:
+        """Take in what has been written since the last call."""
+        try:
+            with open_plain(self._path) as stream:
+                stream.seek(self._offset)
+                lines = stream.read(_PIECE_BYTES).split(b"\n")
+        except Refused:
+            return
+        self._offset += sum(len(line) + 1 for line in lines[:-1])
+        for line in lines[:-1]:
+            try:
+                self._take(json.loads(line))
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+                continue  # the author's code can write here too; only what is shown is at stake
+
+    def _take(self, event: dict[str, Any]) -> None:
+        match event["event"]:
+            case "progress":
+                fraction = min(1.0, max(0.0, float(event["fraction"])))
+                self.progress = fraction, text(event.get("note", ""))[:200]
+            case "listens":
+                self.listens = True
+
+
+def text(value: object) -> str:
+    """Text that can be stored and sent: what the author's code says may hold halves of characters, as file names in another encoding do."""
+    return str(value).encode(errors="replace").decode()
