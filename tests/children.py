@@ -68,6 +68,6 @@ def train(
     variables = {**child.environment((), 1, prepared, scratch), **(env or {})}
     work = child.Work(job, scratch, "runs/1/1", timedelta(seconds=PATIENCE_S), variables, limits or Limits())
     lent = users or Users(None, place / "users")
-    beat: Beat = lambda _progress, _note: None  # noqa: E731
+    beat: Beat = lambda _: None  # noqa: E731
     with Heart(beat, 60.0, leaving or threading.Event()) as heart, keeper(scratch):
         return within(lambda: child.run(work, prepared, lent, DiskLogs(place / "logs"), heart))

@@ -104,9 +104,7 @@ class Trainer:
                 disk.using(scratch),
                 disk.using(_own_place(scratch)),
                 ExitStack() as uses,
-                Heart(
-                    lambda progress, note: self.claims.beat(claim, progress, note), self.heartbeat_s, self.leaving
-                ) as heart,
+                Heart(lambda told: self.claims.beat(claim, told), self.heartbeat_s, self.leaving) as heart,
             ):
                 with _beside(lambda: self._score_champion(claim, holdout, heart, steps)) as champion:
                     prepared, found = self._train(claim, holdout, scratch, heart, steps, uses)

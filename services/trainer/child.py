@@ -127,8 +127,7 @@ def _watch(child: Warded, work: Work, heart: Heart, prepared: Prepared) -> Endin
     try:
         prepared.check()  # beside the child's own start, which takes longer
         while (ending := child.wait(SLICE_S)) is None:
-            events.read()
-            heart.progress = events.progress or heart.progress
+            heart.told = events.read() or heart.told
             heart.check()
             watched.check()
             if time.monotonic() > deadline:
@@ -144,6 +143,8 @@ def _watch(child: Warded, work: Work, heart: Heart, prepared: Prepared) -> Endin
     except BaseException:
         child.terminate(GRACE_S)
         raise
+    finally:
+        heart.told = events.read() or heart.told
     return ending
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Protocol
 
+from services.trainer.told import Told
 from shared.catalog import Catalog
 from shared.cuts import Range, digest, from_json, to_json
 from shared.errors import Unavailable
@@ -23,7 +24,7 @@ class Claims(Protocol):
     the newest; each is safe to repeat. An adapter over HTTP can take the place of the one below where a machine holds no database password."""
 
     def claim(self, run: int) -> Claim | None: ...
-    def beat(self, claim: Claim, progress: float | None, note: str | None) -> str | None: ...
+    def beat(self, claim: Claim, told: Told) -> str | None: ...
     def checkpoint(self, claim: Claim, sha256: str, size_bytes: int) -> Checkpoint: ...
     def finish(
         self, claim: Claim, bundle: str, scored: dict[int, tuple[dict[str, Range], Scores]], seconds: dict[str, float]
@@ -46,9 +47,11 @@ class LedgerClaims:
         with self._ledger.write() as tx:
             return attempts.claim(tx, run, self._worker, self._lease)
 
-    def beat(self, claim: Claim, progress: float | None, note: str | None) -> str | None:
+    def beat(self, claim: Claim, told: Told) -> str | None:
         with self._ledger.write(tells=False) as tx:
-            return attempts.beat(tx, claim.run, claim.token, self._lease, progress, note)
+            return attempts.beat(
+                tx, claim.run, claim.token, self._lease, told.progress, told.note, told.metrics or None
+            )
 
     def checkpoint(self, claim: Claim, sha256: str, size_bytes: int) -> Checkpoint:
         with self._ledger.write(tells=False) as tx:

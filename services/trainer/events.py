@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from services.trainer.told import Metrics, Told
 from shared.blobs import open_plain
 from shared.errors import Refused
 
@@ -13,16 +14,24 @@ _PIECE_BYTES = 1_000_000
 
 
 class Events:
-    """`progress` is the newest: a fraction from 0 to 1 and a note. `listens`: the code comes to an end when it is told to stop."""
+    """`listens`: the code comes to an end when it is told to stop."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
-        self.progress: tuple[float, str] | None = None
+        self._progress: float | None = None
+        self._note: str | None = None
+        self._metrics = Metrics()
+        self._news = False
         self.listens = False
 
-    def read(self) -> None:
-        """Take in what has been written since the last call."""
+    def read(self) -> Told | None:
+        """All that is to be told, if something has been written since the last call."""
+        self._news = False
+        self._take_new()
+        return Told(self._progress, self._note, self._metrics.shown()) if self._news else None
+
+    def _take_new(self) -> None:
         try:
             with open_plain(self._path) as stream:
                 stream.seek(self._offset)
@@ -40,7 +49,10 @@ class Events:
         match event["event"]:
             case "progress":
                 fraction = min(1.0, max(0.0, float(event["fraction"])))
-                self.progress = fraction, text(event.get("note", ""))[:200]
+                self._progress, self._note, self._news = fraction, text(event.get("note", ""))[:200], True
+            case "metric":
+                self._metrics.add(event["key"], event["step"], event["value"])
+                self._news = True
             case "listens":
                 self.listens = True
 

@@ -207,9 +207,10 @@ def _cut(row: Any) -> dict[str, Cut]:
 
 @transition
 def beat(
-    tx: Transaction, id: int, token: int, lease: timedelta, progress: float | None = None, note: str | None = None
-) -> str | None:
-    """Keep the lease and tell the progress (0 to 1); returns why a person wants the run to stop, if so. Raises `Fenced`.
+    tx: Transaction, id: int, token: int, lease: timedelta, progress: float | None = None, note: str | None = None,
+    metrics: dict[str, list[list[float]]] | None = None,
+) -> str | None:  # fmt: skip
+    """Keep the lease and tell the progress (0 to 1) and the metrics by step; returns why a person wants the run to stop, if so. Raises `Fenced`.
 
     run: running → same
     By: the trainer that holds it
@@ -223,6 +224,9 @@ def beat(
     told = tx.execute(update(run).where(*mine).values(**values).returning(run.c.cancel_reason)).first()
     if told is None:
         raise Fenced(f"run {id} is no longer held by claim {token}")
+    if metrics is not None:
+        of_claim = (attempt.c.run_id == id, attempt.c.number == token)
+        tx.execute(update(attempt).where(*of_claim).values(metrics=metrics))
     reason: str | None = told.cancel_reason
     return reason
 

@@ -325,3 +325,26 @@ def test_the_worker_is_named_while_it_trains(ledger: Ledger, claimed: Claim) -> 
     beat(ledger, claimed)
     with ledger.read() as tx:
         assert fates.describe(tx, runs.find(tx, claimed.run)) == "is training on w1, attempt 1 (50%, epoch 5)"
+
+
+def test_metrics_by_step_are_the_attempts_own_and_a_stale_worker_changes_none(
+    ledger: Ledger, clock: HandClock, claimed: Claim
+) -> None:
+    with ledger.write() as tx:
+        attempts.beat(tx, claimed.run, claimed.token, LEASE, 0.5, "epoch 1", {"loss": [[1, 0.5]]})
+        attempts.beat(tx, claimed.run, claimed.token, LEASE)
+    assert lose(ledger, clock, claimed) is not None
+    with pytest.raises(Fenced), ledger.write() as tx:
+        attempts.beat(tx, claimed.run, claimed.token, LEASE, 0.9, "late", {"loss": [[2, 0.1]]})
+    with ledger.read() as tx:
+        assert [row.metrics for row in attempts.of_run(tx, claimed.run)] == [{"loss": [[1, 0.5]]}, None]
+
+
+def test_a_checkpoint_goes_with_the_next_claim(ledger: Ledger, claimed: Claim) -> None:
+    with ledger.write() as tx:
+        kept = attempts.checkpoint(tx, claimed.run, claimed.token, "c" * 64, 9)
+    hand_back(ledger, claimed)
+    again = claim(ledger, claimed.run, "w2")
+    assert again is not None
+    assert again.checkpoint == kept
+    assert (kept.attempt, kept.size_bytes) == (1, 9)

@@ -33,11 +33,27 @@ def test_a_run_tells_all_that_is_known_of_it(api: Api) -> None:
         "sentence": "was trained at 2026-01-01 00:00:00Z and waits to be registered in MLflow", "release": {"name": "v1.0.0", "commit": "a" * 40},
         "compute_class": "standard", "planned_at": "2026-01-01T00:00:00Z", "due_at": None,
         "started_at": "2026-01-01T00:00:00Z", "finished_at": "2026-01-01T00:00:00Z",
-        "progress": {"fraction": 1.0, "note": ""}, "checkpoint": None, "error": None, "version": None, "tidied_at": None, "bundle": "sha256:" + "b" * 64,
+        "progress": {"fraction": 1.0, "note": ""}, "metrics": {}, "checkpoint": None, "error": None, "version": None, "tidied_at": None, "bundle": "sha256:" + "b" * 64,
     }  # fmt: skip
     assert (cut["upto"], cut["rows"], cut["holdout_above"], cut["arrival"]) == (1000, 1000, 900, 1)
     assert (attempt["number"], attempt["worker"], attempt["outcome"]) == (1, "w1", "trained")
     assert attempt["seconds"] == {"train": 1.5}
+
+
+def test_a_run_tells_its_metrics_and_what_it_would_go_on_from_while_it_trains(api: Api) -> None:
+    adopt(api.ledger)
+    grow(api.ledger)
+    claimed = claim(api.ledger, 1)
+    assert claimed is not None
+    with api.ledger.write() as tx:
+        attempts.beat(tx, 1, claimed.token, LEASE, 0.25, "epoch 2", {"loss": [[1, 0.5], [2, 0.25]], "lr": [[1, 0.1]]})
+        attempts.checkpoint(tx, 1, claimed.token, "c" * 64, 9000)
+    told = api.get("/v1/runs/1").json()
+    assert told["metrics"] == {"loss": 0.25, "lr": 0.1}
+    assert told["checkpoint"] == {"attempt": 1, "size_bytes": 9000, "at": "2026-01-01T00:00:00Z"}
+    assert told["attempts"][0]["metrics"]["loss"] == [{"step": 1, "value": 0.5}, {"step": 2, "value": 0.25}]
+    listed = api.get("/v1/runs").json()["items"][0]
+    assert (listed["metrics"], listed["attempts"][0]["metrics"]) == ({"loss": 0.25, "lr": 0.1}, {})
 
 
 def test_a_run_that_was_asked_for_is_due_and_says_who_asked(api: Api) -> None:

@@ -15,6 +15,7 @@ from services.trainer import bundle, child
 from services.trainer.checkout import Prepared
 from services.trainer.failures import AttemptFailed
 from services.trainer.heart import Heart
+from services.trainer.told import Told
 from shared.errors import Refused, Unavailable
 from shared.manifest import MAX_BYTES, read_tree
 from tests.children import PATIENCE_S, train, within
@@ -55,9 +56,7 @@ def test_a_message_that_is_no_text_is_made_one(tmp_path: Path) -> None:
 def test_a_note_that_is_no_text_is_made_one(tmp_path: Path) -> None:
     events = tmp_path / "events.jsonl"
     events.write_text(json.dumps({"event": "progress", "fraction": 0.5, "note": "caf\udce9"}) + "\n")
-    reader = child.Events(events)
-    reader.read()
-    assert reader.progress == (0.5, "caf?")
+    assert child.Events(events).read() == Told(0.5, "caf?")
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "log.txt", "code/headrace_loader.py", "model/pipe"])
@@ -103,7 +102,7 @@ def test_a_heart_outlives_whatever_a_beat_raises() -> None:
     errors = [ValueError("a note that no database takes"), Unavailable("away")]
     beaten = threading.Event()
 
-    def beat(_progress: float | None, _note: str | None) -> str | None:
+    def beat(_: Told) -> str | None:
         if errors:
             raise errors.pop(0)
         beaten.set()

@@ -45,6 +45,13 @@ class Failure(Strict):
     advice: str = ""
 
 
+class Point(Strict):
+    """A metric's value at a step."""
+
+    step: int
+    value: float
+
+
 class Checkpoint(Strict):
     """What the next attempt would go on from."""
 
@@ -63,6 +70,9 @@ class Attempt(Strict):
     outcome: str | None
     error: Failure | None
     seconds: dict[str, float]
+    metrics: dict[str, tuple[Point, ...]] = Field(
+        description="what it has told by step, thinned out to a hundred values each; told of one run only, and not in lists"
+    )
 
 
 class Run(Strict):
@@ -82,6 +92,7 @@ class Run(Strict):
     cut: dict[str, Cut] | None = Field(description="the data that it sees, by dataset; frozen when it is claimed first")
     cut_digest: str | None
     progress: Progress | None
+    metrics: dict[str, float] = Field(description="the newest value of each that the newest attempt has told")
     checkpoint: Checkpoint | None
     error: Failure | None
     version: int | None
@@ -108,7 +119,9 @@ class Why(Strict):
     reason: Reason | None = None
 
 
-def describe(tx: Transaction, row: Any) -> Run:
+def describe(tx: Transaction, row: Any, *, whole: bool = False) -> Run:
+    """`whole`: with all metrics by step."""
+    tried = attempts.of_run(tx, row.id)
     release, version = releases.find(tx, row.release_id), versions.of_run(tx, row.id)
     return Run(
         id=row.id,
@@ -125,12 +138,13 @@ def describe(tx: Transaction, row: Any) -> Run:
         cut=read_cut(row) if row.cut is not None else None,
         cut_digest=row.cut_digest,
         progress=Progress(fraction=row.progress, note=row.progress_note or "") if row.progress is not None else None,
+        metrics=_newest(tried[-1].metrics if tried else None),
         checkpoint=_checkpoint(row),
         error=Failure.model_validate(row.error) if row.error else None,
         version=version.number if version is not None else None,
         bundle=row.bundle,
         tidied_at=row.tidied_at,
-        attempts=tuple(_attempt(one) for one in attempts.of_run(tx, row.id)),
+        attempts=tuple(_attempt(one, whole) for one in tried),
     )
 
 
@@ -145,7 +159,12 @@ def read_cut(row: Any) -> dict[str, Cut]:
     return {name: Cut.from_json(part) for name, part in row.cut.items()}
 
 
-def _attempt(row: Any) -> Attempt:
+def _newest(told: dict[str, Any] | None) -> dict[str, float]:
+    return {name: points[-1][1] for name, points in (told or {}).items()}
+
+
+def _attempt(row: Any, whole: bool) -> Attempt:
+    told = (row.metrics or {}) if whole else {}
     return Attempt(
         number=row.number,
         worker=row.worker,
@@ -154,6 +173,7 @@ def _attempt(row: Any) -> Attempt:
         outcome=row.outcome,
         error=Failure.model_validate(row.error) if row.error else None,
         seconds=row.seconds or {},
+        metrics={name: tuple(Point(step=step, value=value) for step, value in points) for name, points in told.items()},
     )
 
 
@@ -176,7 +196,7 @@ def list_runs(
 def show_run(_: Reader, stores: Here, id: RunId) -> Run:
     """One run with its attempts."""
     with stores.ledger.read() as tx:
-        return describe(tx, runs.find(tx, id))
+        return describe(tx, runs.find(tx, id), whole=True)
 
 
 @router.post(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping, Optional, Sequence
 
 from headrace.cli import show
 from headrace.connection import api_path, connect
@@ -46,6 +46,8 @@ def _row(told: Mapping[str, Any]) -> show.Row:
     when = told["finished_at"] or told["started_at"] or told["due_at"]
     error, trained = told["error"], told["state"] == "trained"
     what = f"{error['kind']}: {_first_line(error)}" if error else told["reason"] if trained else told["sentence"]
+    if told["state"] == "running" and (newest := told.get("metrics")):
+        what += f"; {show.pairs(dict(list(newest.items())[:3]))}"
     return (
         told["id"],
         told["model"],
@@ -82,6 +84,10 @@ def _show(told: Mapping[str, Any], as_json: bool) -> None:
     if "\n" in error.get("message", ""):
         show.heading("What it said")
         print(error["message"])
+    if told["attempts"] and (metrics := told["attempts"][-1].get("metrics")):
+        show.heading("Metrics")
+        rows = [_metric(name, points) for name, points in metrics.items()]
+        show.table(("metric", "step", "value", "lowest", "highest"), rows, empty="")
     if told["attempts"]:
         show.heading("Attempts")
         show.table(
@@ -89,6 +95,11 @@ def _show(told: Mapping[str, Any], as_json: bool) -> None:
             [_attempt(each) for each in told["attempts"]],
             empty="",
         )
+
+
+def _metric(name: str, points: Sequence[Mapping[str, Any]]) -> show.Row:
+    values = [point["value"] for point in points]
+    return name, points[-1]["step"], values[-1], min(values), max(values)
 
 
 def _checkpoint(told: Optional[Mapping[str, Any]]) -> Optional[str]:
