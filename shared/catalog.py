@@ -158,6 +158,12 @@ class Model(Strict):
     )
     limits: Limits = Field(Limits(), description="What one training may take.")
     attempts: int = Field(3, ge=1, le=10, description="Tries per run when a machine or a server fails.")
+    pause_after: int = Field(
+        3,
+        ge=0,
+        le=100,
+        description="So many failed runs in a row, and nothing is trained of itself any more until `headrace resume` or a new release; 0: never.",
+    )
     gates: dict[MetricName, Gate] = Field(
         default={},
         max_length=100,

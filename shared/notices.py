@@ -25,6 +25,7 @@ class NoticeType(StrEnum):
     RUN_FAILED = "run.failed"
     RUN_CANCELLED = "run.cancelled"
     RELEASE_REFUSED = "release.refused"
+    MODEL_PAUSED = "model.paused"
     VERSION_AWAITING = "version.awaiting"
     VERSION_PROMOTED = "version.promoted"
     VERSION_REJECTED = "version.rejected"

@@ -24,6 +24,7 @@ class Facts:
     busy: int | None = None  # the model's own run that is training
     last_ended_at: datetime | None = None
     without_data: tuple[str, ...] = ()
+    failed: int | None = None  # it is paused after so many failed runs in a row
     unknown: tuple[str, ...] = ()  # datasets that the configuration does not have
 
 
@@ -45,6 +46,10 @@ def due_at(policy: Policy, facts: Facts) -> Due:
         return Due(None, f"waits for run {facts.busy} of the same model to end")
     if facts.asked_at is not None:
         return Due(facts.asked_at, "was asked for, due at once")
+    if facts.failed is not None:
+        return Due(
+            None, f"is paused, for the last {facts.failed} runs have failed, until `headrace resume` or a new release"
+        )
     if facts.first_at is None or facts.last_at is None:
         return Due(None, "waits for new data")
     latest = facts.first_at + policy.max_wait if policy.max_wait is not None else None

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import select
 
 from shared.errors import NotFound
-from shared.ledger import arrivals, configuration, datasets, releases, runs, versions, workers
+from shared.ledger import arrivals, configuration, datasets, pauses, releases, runs, versions, workers
 from shared.ledger.session import Transaction
 from shared.ledger.tables import release, run
 from shared.lifecycle import RunState, VersionState
@@ -181,7 +181,8 @@ def why(tx: Transaction, model: str) -> list[str]:
     config = configuration.in_force(tx).catalog
     if model not in config.models:
         raise NotFound(f"there is no model {model!r}; known are: {', '.join(sorted(config.models)) or 'none'}")
-    return [*_release_news(tx, model), *_source_news(tx, model), *_run_news(tx, model), *_version_news(tx, model)]
+    first = [*_release_news(tx, model), *_source_news(tx, model), *_pause_news(tx, model)]
+    return [*first, *_run_news(tx, model), *_version_news(tx, model)]
 
 
 def _release_news(tx: Transaction, model: str) -> list[str]:
@@ -205,6 +206,16 @@ def _source_news(tx: Transaction, model: str) -> list[str]:
         for row in datasets.find_all(tx)
         if row.name in used and row.error
     ]
+
+
+def _pause_news(tx: Transaction, model: str) -> list[str]:
+    if (paused := pauses.of(tx, model)) is None:
+        return []
+    last = next(iter(runs.find_all(tx, model=model, state=RunState.FAILED, limit=1)), None)
+    why = f"; run {last.id} {describe(tx, last)}" if last is not None else ""
+    advice = pauses.advice(model)
+    since = f"It is paused since {_time(paused.since)}, for its last {paused.failed} runs have failed{why}."
+    return [f"{since} {advice[0].upper()}{advice[1:]}."]
 
 
 def _run_news(tx: Transaction, model: str) -> list[str]:

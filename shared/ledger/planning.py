@@ -12,7 +12,7 @@ from shared import policy
 from shared.catalog import Catalog
 from shared.declaration import Declaration
 from shared.errors import Conflict, NotFound
-from shared.ledger import configuration, datasets, deliveries, history, numbering, releases, runs
+from shared.ledger import configuration, datasets, deliveries, history, numbering, pauses, releases, runs
 from shared.ledger.session import Transaction
 from shared.ledger.tables import arrival, run
 from shared.ledger.transitions import transition
@@ -85,7 +85,7 @@ def _users(tx: Transaction, grown: Collection[str], models: Iterable[str]) -> di
 
 @transition
 def adopt(tx: Transaction, model: str, name: str, commit: str, declared: Declaration) -> None:
-    """Put a new valid release in force and plan a run for it, due at once.
+    """Put a new valid release in force and plan a run for it, due at once. A pause ends with it.
 
     release: none → in force
     run: none → waiting; waiting → same
@@ -99,6 +99,7 @@ def adopt(tx: Transaction, model: str, name: str, commit: str, declared: Declara
     )  # rows that arrive now look for the models that use them
     tx.hold_models(model)
     if releases.adopted(tx, model, name, commit, declared):
+        pauses.end(tx, model)
         plan(tx, model, f"new release {name}", asked=True)
 
 
@@ -192,6 +193,7 @@ def gather(tx: Transaction, waiting: Any, names: tuple[str, ...]) -> Facts:
         asked_at=waiting.planned_at if waiting.asked else None,
         busy=busy,
         last_ended_at=ended,
+        failed=paused.failed if (paused := pauses.of(tx, waiting.model)) is not None else None,
         without_data=tuple(name for name in names if name not in known),
         unknown=missing(tx, names),
     )
@@ -267,6 +269,7 @@ def end(tx: Transaction, row: Any, state: RunState, error: dict[str, Any] | None
             **values,
         )
     )
+    pauses.count(tx, row, state, error)
     if error is not None:
         kind = NoticeType.RUN_CANCELLED if state is RunState.CANCELLED else NoticeType.RUN_FAILED
         said = error["message"].partition("\n")[0]  # a traceback is for those who may read the run
@@ -292,3 +295,25 @@ def retry(tx: Transaction, id: int, reason: str, by: str = history.HEADRACE) -> 
     new = _ask(tx, row.model, reason)
     history.note(tx, "retry", f"run {id}", by, reason, model=row.model, before={"state": row.state}, after={"run": new})
     return new
+
+
+@transition
+def resume(tx: Transaction, model: str, reason: str, by: str = history.HEADRACE) -> None:
+    """Let a paused model train of itself again; its failures are counted anew. Raises `NotFound`.
+
+    model: paused → known
+    run: waiting → same
+    By: a person, over REST
+    Fence: none
+    Again: changes nothing
+    """
+    tx.hold_models(model)
+    if model not in configuration.in_force(tx).catalog.models:
+        raise NotFound(f"there is no model {model!r}; `headrace models` lists those that there are")
+    paused = pauses.of(tx, model)
+    if paused is None:
+        return
+    pauses.end(tx, model)
+    told = {"paused": True, "failed": paused.failed}
+    history.note(tx, "resume", model, by, reason, model=model, before=told, after={"paused": False})
+    replan(tx, model)

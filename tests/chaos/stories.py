@@ -63,7 +63,7 @@ class Cast:
             self.reports: (),
             self.releases: (),
             self.word: ("versions.promote", "versions.roll_back", "retention.pin", "retention.unpin"),
-            self.stop: ("attempts.cancelled", "attempts.fail", "planning.cancel", "planning.retry"),
+            self.stop: ("attempts.cancelled", "attempts.fail", "planning.cancel", "planning.retry", "planning.resume"),
             self.leave: ("attempts.hand_back", "workers.left"),
             self.score: ("scores.claim", "scores.beat", "scores.release"),
             self.hook: ("deliveries.undelivered", "deliveries.replay"),
@@ -157,6 +157,7 @@ class Cast:
         self.broken.insert()
         failed = self.arena.wait("a run to fail", lambda: next(iter(self.broken.runs("failed")), None))
         self._say(f"/v1/runs/{failed['id']}/retry", {"reason": "perhaps"})
+        self._say(f"/v1/models/{self.broken.name}/resume", {"reason": "it is as good as mended"})
         self._trained(self.held)
 
     def leave(self) -> None:

@@ -263,6 +263,7 @@ def test_following_a_log_goes_over_to_the_next_attempt(twin: Twin, capsys: pytes
         (["retrain", MODEL, "--reason", "new gate"], "/v1/runs", {"model": MODEL, "reason": "new gate"}),
         (["cancel", "17"], "/v1/runs/17/cancel", {}),
         (["retry", "17"], "/v1/runs/17/retry", {}),
+        (["resume", MODEL, "--reason", "mended"], f"/v1/models/{MODEL}/resume", {"reason": "mended"}),
         (
             ["promote", MODEL, "14", "--reason", "seen"],
             f"/v1/models/{MODEL}/promote",
@@ -293,6 +294,7 @@ def test_what_changes_something_says_it_in_the_contract_s_words(
 ) -> None:
     answer = {
         **RUN,
+        "name": MODEL,
         "champion": 12,
         "arrival": 5,
         "dataset": "clicks",

@@ -21,7 +21,14 @@ READS += (
     "/v1/runs/1/log",
     "/v1/arrivals/1",
 )
-ACTS = ("/v1/runs", "/v1/runs/1/cancel", "/v1/runs/1/retry", "/v1/models/delays/promote", "/v1/models/delays/rollback")
+ACTS = (
+    "/v1/runs",
+    "/v1/runs/1/cancel",
+    "/v1/runs/1/retry",
+    "/v1/models/delays/promote",
+    "/v1/models/delays/rollback",
+    "/v1/models/delays/resume",
+)
 ACTS += ("/v1/models/delays/versions/1/pin",)
 
 

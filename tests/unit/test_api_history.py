@@ -107,7 +107,7 @@ def test_every_route_that_changes_something_is_among_those_that_are_told(api: Ap
     paths = api.get("/openapi.json", token=None).json()["paths"]
     changing = {path for path, methods in paths.items() if set(methods) - {"get"}}
     told = {"/v1/runs", "/v1/runs/{id}/cancel", "/v1/runs/{id}/retry", "/v1/deliveries/{id}/replay"}
-    told |= {f"/v1/models/{{model}}/{verb}" for verb in ("promote", "rollback")}
+    told |= {f"/v1/models/{{model}}/{verb}" for verb in ("promote", "rollback", "resume")}
     told |= {f"/v1/models/{{model}}/versions/{{version}}/{verb}" for verb in ("pin", "unpin")}
     assert changing == told | {"/v1/events"}  # an arrival tells of itself
 

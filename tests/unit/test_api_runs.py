@@ -10,8 +10,9 @@ import pytest
 
 from services.registry_bridge.api.logs import decode
 from shared.ledger import attempts
+from shared.ledger.attempts import Failure
 from tests.apis import Api, serve, train
-from tests.ledgers import LEASE, adopt, claim, grow
+from tests.ledgers import LEASE, adopt, claim, grow, waiting
 
 CANCELLED = {"kind": "cancelled", "message": "operate: too late", "advice": "retry it with `headrace retry`"}
 
@@ -65,6 +66,21 @@ def test_a_run_that_was_asked_for_is_due_and_says_who_asked(api: Api) -> None:
     assert answer.json()["reason"] == "operate asked for it"
     joined = api.post("/v1/runs", {"model": "delays", "reason": "a hunch"}).json()
     assert (joined["id"], joined["reason"]) == (2, "operate asked for it; a hunch")
+
+
+def test_a_paused_model_says_so_and_is_let_go_on(api: Api) -> None:
+    adopt(api.ledger)
+    for _ in range(3):
+        grow(api.ledger)
+        claimed = claim(api.ledger, waiting(api.ledger))
+        assert claimed is not None
+        with api.ledger.write() as tx:
+            attempts.fail(tx, claimed.run, claimed.token, Failure("author_error", "KeyError: 'x'"), {})
+    told = api.get("/v1/status").json()["models"][0]
+    assert told["paused"] == {"since": "2026-01-01T00:00:00Z", "failed": 3}
+    answer = api.post("/v1/models/delays/resume", {"reason": "mended"}, token="operate")
+    assert (answer.status_code, answer.json()["paused"]) == (202, None)
+    assert api.post("/v1/models/nobody/resume", {}).status_code == 404
 
 
 def test_a_model_without_a_release_cannot_be_retrained(api: Api) -> None:

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path
 from pydantic import Field
 
-from services.registry_bridge.api.runs import NAME, Reason, ReleaseName
+from services.registry_bridge.api.runs import NAME, Reason, ReleaseName, Why
 from shared.catalog import Catalog
 from shared.errors import NotFound
 from shared.http import Here, Operator, Paged, Reader, body, takes
-from shared.ledger import Transaction, configuration, fates, releases, repeats, runs, versions
+from shared.ledger import Transaction, configuration, fates, pauses, planning, releases, repeats, runs, versions
 from shared.problems import EVERYWHERE, JSON, WITH_BODY, problems
 from shared.values import Strict
 
@@ -36,6 +36,13 @@ class Champion(Strict):
     since: datetime
 
 
+class Paused(Strict):
+    """Nothing is trained of itself, after so many failed runs in a row."""
+
+    since: datetime
+    failed: int
+
+
 class Model(Strict):
     """A thing to train, and how it stands."""
 
@@ -46,6 +53,7 @@ class Model(Strict):
     release: InForce | None
     release_error: str | None = Field(description="why the repository or its newest release is not taken")
     champion: Champion | None
+    paused: Paused | None
     waiting_run: int | None
     running_run: int | None
     sentence: str
@@ -98,6 +106,7 @@ def describe(tx: Transaction, name: str, catalog: Catalog) -> Model:
         else None,
         release_error=_release_error(tx, name),
         champion=_champion(tx, name),
+        paused=_paused(tx, name),
         waiting_run=_id(waiting),
         running_run=_id(busy),
         sentence=_sentence(tx, name, busy if busy is not None else waiting),
@@ -114,6 +123,11 @@ def _release_error(tx: Transaction, name: str) -> str | None:
 def _champion(tx: Transaction, name: str) -> Champion | None:
     row, since = versions.champion(tx, name), versions.champion_since(tx, name)
     return Champion(version=row.number, digest=row.digest, since=since.served_at) if row is not None else None
+
+
+def _paused(tx: Transaction, name: str) -> Paused | None:
+    found = pauses.of(tx, name)
+    return Paused(since=found.since, failed=found.failed) if found is not None else None
 
 
 def _sentence(tx: Transaction, name: str, open_run: Any) -> str:
@@ -188,3 +202,18 @@ def roll_back(caller: Operator, stores: Here, model: InPath, wanted: Annotated[R
         find(tx, model)
         number = versions.roll_back(tx, model, wanted.version, caller.name, wanted.reason)
     return Changed(model=model, champion=number)
+
+
+@router.post(
+    "/models/{model}/resume",
+    status_code=202,
+    responses=WITH_BODY | problems(404),
+    openapi_extra=takes({JSON: Why}, required=False),
+)
+@repeats
+def resume(caller: Operator, stores: Here, model: InPath, said: Annotated[Why, body(Why, required=False)]) -> Model:
+    """Let a model train of itself again that pauses after failed runs."""
+    with stores.ledger.write() as tx:
+        catalog = find(tx, model)
+        planning.resume(tx, model, said.reason or f"{caller.name} resumes it", caller.name)
+        return describe(tx, model, catalog)

@@ -1,4 +1,4 @@
-"""`headrace models`: the models, and beside a models.toml what you run of them."""
+"""`headrace models`, `resume`: the models, and beside a models.toml what you run of them; and letting a paused one go on."""
 
 from __future__ import annotations
 
@@ -26,17 +26,26 @@ def models(arguments: Namespace) -> None:
         print(sentence)
 
 
+def resume(arguments: Namespace) -> None:
+    body = {"reason": arguments.reason} if arguments.reason else {}
+    found = connect().post(api_path("models", arguments.model, "resume"), body)
+    if arguments.json:
+        return show.as_json(found)
+    print(f"{found['name']} trains again: {found['sentence']}")
+
+
 def model_row(model: Mapping[str, Any]) -> show.Row:
     """Name, champion, release, and the sentence that says what it does."""
     champion, release = model["champion"], model["release"]
     since = show.ago(champion["since"]) if champion else None
     named = f"{release['name']} ({release['commit'][:8]})" if release else None
+    paused = f"PAUSED after {model['paused']['failed']} failed runs; " if model.get("paused") else ""
     refused = f" Release refused: {model['release_error']}" if model.get("release_error") else ""
     return (
         model["name"],
         f"{champion['version']} ({since})" if champion else None,
         named,
-        f"{model['sentence'] or ''}{refused}",
+        f"{paused}{model['sentence'] or ''}{refused}",
     )
 
 

@@ -82,9 +82,17 @@ def _runs(commands: Any) -> None:
     retrain.add_argument("model", metavar="MODEL")
     cancel = _command(commands, "cancel", "runs", "stop a run", 'headrace cancel 17 --reason "wrong table"')
     retry = _command(commands, "retry", "runs", "try a failed or cancelled run again", "headrace retry 17")
+    resume = _command(
+        commands,
+        "resume",
+        "models",
+        "let a model train again that pauses after failures",
+        'headrace resume flight-delays --reason "the disk is larger"',
+    )
+    resume.add_argument("model", metavar="MODEL")
     for one in (run, logs, cancel, retry):
         one.add_argument("run", type=_count, metavar="RUN", help="its number")
-    for one in (retrain, cancel):
+    for one in (retrain, cancel, resume):
         one.add_argument("--reason", metavar="WHY", help="kept with the run")
 
 
