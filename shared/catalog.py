@@ -103,6 +103,11 @@ class Limits(Strict):
         examples=[Bytes(8 * 1000**3)],
     )
     processes: int = Field(4000, ge=10, le=100_000, description="Processes and threads at a time.")
+    silence: Annotated[Duration, AfterValidator(Within(_SECOND, 30 * _DAY))] | None = Field(
+        None,
+        description="So long it may write nothing: no output, no progress, no metric, no checkpoint. Any time without it.",
+        examples=["30m"],
+    )
     open_files: int = Field(4096, ge=64, le=1_000_000, description="Open files of each process.")
     disk: Annotated[Size, AfterValidator(Between(1000**2, 1000**5))] = Field(
         Bytes(50 * 1000**3),

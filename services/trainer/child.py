@@ -21,7 +21,7 @@ from services.trainer.checkout import Prepared
 from services.trainer.events import Events, text
 from services.trainer.failures import AttemptFailed, Lost, Stopped
 from services.trainer.heart import Heart
-from services.trainer.limits import Watched
+from services.trainer.limits import Silence, Watched, oom_kills
 from services.trainer.users import Users
 from shared import settings
 from shared.blobs import open_plain
@@ -35,6 +35,7 @@ LOADER = Path(headrace.__file__).with_name("loader.py")
 GRACE_S = 5.0
 SLICE_S = 0.1
 SPARE_TASKS = 50
+_SAID = ("author_error", "invalid_metric", "bad_output", "disk_limit", "out_of_memory")
 _START, _WATCH = point("child start", __name__), point("child end", __name__)
 
 
@@ -72,11 +73,12 @@ def run(work: Work, prepared: Prepared, users: Users, logs: Logs, heart: Heart) 
         if uid is not None:
             users.hand_over(work.scratch, uid)
         confined = _confined(work.limits, uid)
+        killed_before = oom_kills()
         with _START:
             child = Warded.start(argv, log=written, env=work.env, cwd=work.scratch, confined=confined)
         with _WATCH:
             ending = _watch(child, work, heart, prepared)
-    return _read_result(work.scratch / "result.json", ending)
+    return _read_result(work.scratch / "result.json", ending, killed_before)
 
 
 def _confined(limits: Limits, uid: int | None) -> Confined:
@@ -124,19 +126,17 @@ def _watch(child: Warded, work: Work, heart: Heart, prepared: Prepared) -> Endin
     """Wait for the end; on a stop or past a limit the whole tree goes first."""
     deadline = time.monotonic() + work.time_limit.total_seconds()
     events, watched = Events(work.scratch / "events.jsonl"), Watched(child.warden, work.limits, work.scratch)
+    silence = Silence((child.log, work.scratch / "events.jsonl"), work.limits.silence)
     try:
         prepared.check()  # beside the child's own start, which takes longer
         while (ending := child.wait(SLICE_S)) is None:
             heart.told = events.read() or heart.told
             heart.check()
             watched.check()
+            silence.check()
             if time.monotonic() > deadline:
                 limit = work.time_limit.total_seconds()
-                raise AttemptFailed(
-                    "time_limit",
-                    f"it ran for longer than {limit:g} s",
-                    "raise time_limit in headrace.toml or make the training shorter",
-                )
+                raise AttemptFailed("time_limit", f"it ran for longer than {limit:g} s")
     except Stopped as why:
         _stop(child, work, events, why)
         raise
@@ -161,26 +161,24 @@ def _stop(child: Warded, work: Work, events: Events, why: Stopped) -> None:
     child.terminate(GRACE_S)
 
 
-def _read_result(path: Path, ending: Ending) -> Result:
+def _read_result(path: Path, ending: Ending, killed_before: int) -> Result:
     try:
         with open_plain(path) as stream:
             result = json.loads(stream.read(10_000_000))
         if not isinstance(result, dict):
             raise ValueError("not an object")
     except (OSError, Refused, ValueError, RecursionError):
-        raise _ended_without_result(ending) from None
+        raise _ended_without_result(ending, killed_before) from None
     if result.get("ok") is True and ending.ok:
         return _result(result)
     if result.get("ok") is True:
-        raise _ended_without_result(ending)
+        raise _ended_without_result(ending, killed_before)
     if result.get("kind") == "stopped":  # by a SIGTERM that did not come from us
         raise AttemptFailed("killed", "the training was told to stop by a SIGTERM from outside", transient=True)
+    kind = result.get("kind")
     trace = f"\n{text(result['traceback'])}" if result.get("traceback") else ""
-    advice = "mend the code and tag a new release; `headrace logs` has the whole output"
     raise AttemptFailed(
-        text(result.get("kind", "author_error"))[:40],
-        f"{text(result.get('message', 'no message'))}{trace}"[:8000],
-        advice,
+        kind if kind in _SAID else "author_error", f"{text(result.get('message', 'no message'))}{trace}"[:8000]
     )
 
 
@@ -194,16 +192,17 @@ def _result(said: dict[str, Any]) -> Result:
     return Result(found, seconds)
 
 
-def _ended_without_result(ending: Ending) -> AttemptFailed:
+def _ended_without_result(ending: Ending, killed_before: int) -> AttemptFailed:
     if ending.signal == signal.SIGXFSZ:
         return AttemptFailed(
             "disk_limit", "it wrote a file larger than its limit", "raise limits.disk of the model in headrace.toml"
         )
-    if ending.signal is not None:
-        advice = "SIGKILL mostly means that the machine ran out of memory" if ending.signal == 9 else ""
+    if ending.signal == signal.SIGKILL and oom_kills() > killed_before:
+        message = "the kernel killed it, for the memory of the machine, or of the container, had run out"
+        return AttemptFailed("out_of_memory", message, transient=True)
+    if ending.signal == signal.SIGSEGV:
+        advice = "a compiled library crashed: try other versions of those that it imports"
         return AttemptFailed("killed", f"the training process was {ending}", advice, transient=True)
-    if ending.code is None:
+    if ending.signal is not None or ending.code is None:
         return AttemptFailed("killed", f"the training process was {ending}", transient=True)
-    return AttemptFailed(
-        "bad_exit", f"the training process ended with {ending} and left no result", "`headrace logs` has its output"
-    )
+    return AttemptFailed("bad_exit", f"the training process ended with {ending} and left no result")

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 
@@ -55,6 +56,42 @@ class Watched:
     def _measure(self) -> None:
         if (taken := disk_bytes(self._scratch)) > self._limits.disk:
             raise _broken("disk", "disk", f"{_size(taken)} on disk", _size(self._limits.disk))
+
+
+class Silence:
+    """What a training writes, told by the sizes of these files: output, and what its code tells the platform."""
+
+    def __init__(self, files: tuple[Path, ...], most: timedelta | None) -> None:
+        self._files = files
+        self._most_s = most.total_seconds() if most is not None else None
+        self._sizes: list[int] = []
+        self._since = time.monotonic()
+
+    def check(self) -> None:
+        """Raises `AttemptFailed` when nothing has been written for longer than it may."""
+        if self._most_s is None:
+            return
+        sizes = [_size_of(path) for path in self._files]
+        if sizes != self._sizes:
+            self._sizes, self._since = sizes, time.monotonic()
+        elif time.monotonic() - self._since > self._most_s:
+            raise AttemptFailed("no_output", f"it has written nothing for {self._most_s:g} s")
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return -1
+
+
+def oom_kills(counters: Path = Path("/proc/vmstat")) -> int:
+    """How many processes the kernel has killed for want of memory, on this machine since its start; 0 where it does not say."""
+    with suppress(OSError):
+        for line in counters.read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
 
 
 class Pace:

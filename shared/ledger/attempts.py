@@ -141,7 +141,8 @@ def _may_claim(tx: Transaction, row: Any) -> bool:
 
 def _bury(tx: Transaction, row: Any) -> bool:
     """Close the attempt of a worker that went silent; True if the run ends with it."""
-    _close(tx, row.id, row.token, "lost", {"kind": "lost_worker", "message": f"{row.lease_owner} went silent"}, None)
+    lost = Failure("lost_worker", f"{row.lease_owner} went silent", "look at the log and the memory of that worker")
+    _close(tx, row.id, row.token, "lost", lost.to_json(), None)
     if row.cancel_reason is not None:
         planning.call_off(tx, row, row.cancel_reason)
         return True

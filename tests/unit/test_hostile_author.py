@@ -42,7 +42,7 @@ def test_a_result_that_is_no_file_is_no_result(tmp_path: Path, kind: str) -> Non
     path = tmp_path / "result.json"
     {"fifo": os.mkfifo, "directory": os.mkdir, "loop": lambda at: os.symlink(at, at)}[kind](path)
     with pytest.raises(AttemptFailed, match="left no result"):
-        within(lambda: child._read_result(path, Ending(0, None)))
+        within(lambda: child._read_result(path, Ending(0, None), 0))
 
 
 def test_a_message_that_is_no_text_is_made_one(tmp_path: Path) -> None:

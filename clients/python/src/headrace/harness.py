@@ -23,7 +23,7 @@ scratch/events.jsonl, a line each, as it happens
 
 scratch/result.json, at the end, whole or not at all
     {"ok": true, "metrics": {…}|null, "seconds": {phase: s}}                                               exit code 0
-    {"ok": false, "kind": "author_error"|"invalid_metric"|"bad_output"|"disk_limit"|"stopped", "message", "traceback"}            exit code 1
+    {"ok": false, "kind": "author_error"|"invalid_metric"|"bad_output"|"disk_limit"|"out_of_memory"|"stopped", "message", "traceback"}            exit code 1
 
 A trained model is saved, loaded back, and it is the loaded one that is evaluated: what is judged is what ships.
 """
@@ -76,11 +76,14 @@ class Harness:
             return _failed(
                 "author_error", f"the code called sys.exit({error.code!r}); return from the function instead", error
             )
+        except MemoryError as error:
+            return _failed("out_of_memory", _describe(error), error)
         except OSError as error:
             kind = "disk_limit" if error.errno == errno.EFBIG else "author_error"
             return _failed(kind, _describe(error), error)
         except Exception as error:  # noqa: BLE001 - the edge: whatever the author's code raises becomes the result
-            return _failed("author_error", _describe(error), error)
+            graphics = type(error).__name__ == "OutOfMemoryError"  # torch's, of a GPU
+            return _failed("out_of_memory" if graphics else "author_error", _describe(error), error)
         return {"ok": True, "metrics": metrics, "seconds": self._seconds}
 
     def _train(self) -> dict[str, float] | None:
