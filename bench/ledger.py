@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import statistics
 import tempfile
 import time
@@ -10,8 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from shared.arrivals import Report
-from shared.ledger import Ledger, arrivals, attempts
+from bench import arrivals
+from shared.ledger import Ledger, attempts
 from shared.ledger.schema import migrate
 from tests import ledgers
 from tests.postgres_server import start_postgres
@@ -68,54 +67,16 @@ def wake(ledger: Ledger, url: str) -> float:
     return statistics.median(took)
 
 
-def arrivals_per_s(folder: Path) -> tuple[float, float]:
-    """Reports that are taken one by one, each with its plan, notice and commit; and as many bare rows in commits of one, on the same disk."""
-    url = f"sqlite:///{folder / 'arrivals.db'}"
-    migrate(url)
-    ledger = Ledger(url)
-    ledgers.put_config(ledger, ledgers.CONFIG)
-    ledgers.adopt(ledger, dataset="reported")
-    began = time.perf_counter()
-    for number in range(TURNS):
-        with ledger.write() as tx:
-            arrivals.receive(tx, Report(dataset="reported", source="/bench", event_id=str(number), rows=1))
-    ours = TURNS / (time.perf_counter() - began)
-    ledger.close()
-    return ours, _bare_commits_per_s(folder / "bare.db")
-
-
-def _bare_commits_per_s(path: Path) -> float:
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute(
-        "CREATE TABLE arrival (id INTEGER PRIMARY KEY, dataset TEXT, source TEXT, event_id TEXT UNIQUE, rows INTEGER)"
-    )
-    began = time.perf_counter()
-    for number in range(TURNS):
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute(
-            "INSERT INTO arrival (dataset, source, event_id, rows) VALUES ('d', 's', ?, 1)", (str(number),)
-        )
-        connection.execute("COMMIT")
-    bare = TURNS / (time.perf_counter() - began)
-    connection.close()
-    return bare
-
-
 def main() -> None:
     server = start_postgres()
     with tempfile.TemporaryDirectory() as folder:
         sqlite = measure(f"sqlite:///{Path(folder) / 'ledger.db'}")
-        taken, bare = arrivals_per_s(Path(folder))
         postgres = measure(server.url)
     server.stop()
     print(f"{'milliseconds, medians':28}{'SQLite':>10}{'PostgreSQL':>12}{'ratio':>8}")
     for step in sqlite:
         print(f"{step:28}{sqlite[step]:10.2f}{postgres[step]:12.2f}{postgres[step] / max(sqlite[step], 0.01):8.2f}")
-    print(
-        f"arrivals taken a second on SQLite, one commit each: {taken:.0f}, {taken / bare:.2f} of bare rows ({bare:.0f})"
-    )
+    arrivals.main()
 
 
 if __name__ == "__main__":

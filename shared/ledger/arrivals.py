@@ -6,13 +6,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, select, update
 
 from shared.arrivals import Report
 from shared.cuts import Cut
 from shared.errors import NotFound, Permanent
 from shared.ledger import configuration, datasets, deliveries, numbering, planning
 from shared.ledger.deliveries import Told
+from shared.ledger.insertion import insert_all
 from shared.ledger.planning import News
 from shared.ledger.reports import Known, Name, Sent, Taken
 from shared.ledger.session import Transaction
@@ -166,8 +167,8 @@ def _store(
     if not growths:
         return []
     ids = numbering.next_ids(tx, arrival, len(growths))
-    rows = [{"id": id, "observed_at": tx.now, **one} for id, one in zip(ids, growths, strict=True)]
-    tx.execute(_ARRIVED, rows)
+    rows = [{"id": id, **one} for id, one in zip(ids, growths, strict=True)]
+    insert_all(tx, arrival, rows, observed_at=tx.now)
     of: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         of.setdefault(row["dataset"], []).append(row)
@@ -176,9 +177,6 @@ def _store(
     planned = planning.plan_for_datasets(tx, {dataset: _news(dataset, own) for dataset, own in of.items()})
     deliveries.tell_all(tx, NoticeType.ARRIVAL_OBSERVED, None, [_told(row) for row in rows])
     return [(row["id"], planned[row["dataset"]]) for row in rows]
-
-
-_ARRIVED = insert(arrival)
 
 
 def _news(dataset: str, rows: Sequence[dict[str, Any]]) -> News:

@@ -13,6 +13,7 @@ from sqlalchemy import and_, bindparam, func, insert, or_, select, update
 from shared import notices
 from shared.errors import Conflict, NotFound
 from shared.ledger import configuration, history
+from shared.ledger.insertion import insert_all
 from shared.ledger.session import Transaction
 from shared.ledger.tables import counter, delivery, notice
 from shared.ledger.transitions import name_of, transition
@@ -58,29 +59,23 @@ def tell_all(tx: Transaction, kind: NoticeType, model: str | None, told: Sequenc
     """`tell` of each, in their order; their sequence numbers, without a gap."""
     with tx.doing(name_of(tell)):
         sequences = _next(tx, "notice", len(told))
-        tx.execute(_NOTE, [_row(tx, kind, model, *one) for one in zip(sequences, told, strict=True)])
+        rows = [_row(*one) for one in zip(sequences, told, strict=True)]
+        insert_all(tx, notice, rows, type=kind, model=model, at=tx.now)
         subscriptions = configuration.in_force(tx).catalog.subscriptions
         wanted = [one.name for one in subscriptions if notices.matches(one, kind, model)]
-        if wanted:
-            pending = {"state": DeliveryState.PENDING, "due_at": tx.now, "attempts": 0}
-            tx.execute(_DELIVER, [_to(name, at) | pending for at in sequences for name in wanted])
+        sends = [_to(name, sequence) for sequence in sequences for name in wanted]
+        insert_all(tx, delivery, sends, state=DeliveryState.PENDING, due_at=tx.now, attempts=0)
         return sequences
 
 
-_NOTE, _DELIVER = insert(notice), insert(delivery)
-
-
-def _row(tx: Transaction, kind: NoticeType, model: str | None, sequence: int, told: Told) -> dict[str, Any]:
+def _row(sequence: int, told: Told) -> dict[str, Any]:
     return {
         "sequence": sequence,
         "event_id": str(uuid.uuid4()),
-        "type": kind,
         "subject": told.subject,
-        "model": model,
         "run_id": told.data.get("run"),
         "data": told.data,
         "traceparent": told.traceparent,
-        "at": tx.now,
     }
 
 

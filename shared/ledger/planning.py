@@ -47,6 +47,9 @@ def plan(
             else f"{waiting.reason}; {reason}"
         )
         values |= {"reason": joined, "asked": asked or waiting.asked, "traceparent": waiting.traceparent or traceparent}
+        if all(getattr(waiting, name) == value for name, value in values.items()):
+            _work_out(tx, waiting)
+            return id
         tx.execute(_CHANGE, {"changed": id, **values})
     replan(tx, model)
     return id
@@ -130,8 +133,12 @@ def replan(tx: Transaction, model: str) -> None:
     """Work out anew when the waiting run is due; whatever changes the facts calls this in its own transaction."""
     tx.hold_models(model)
     waiting = runs.find_waiting(tx, model)
-    if waiting is None:
-        return
+    if waiting is not None:
+        _work_out(tx, waiting)
+
+
+def _work_out(tx: Transaction, waiting: Any) -> None:
+    model: str = waiting.model
     config, release = configuration.in_force(tx), releases.find(tx, waiting.release_id)
     if model not in config.catalog.models:
         call_off(tx, waiting, "the model is no longer in the configuration")

@@ -105,6 +105,7 @@ def all_in_force(tx: Transaction, models: Sequence[str]) -> dict[str, Release]:
     unknown = [name for name in models if (_IN_FORCE, name) not in tx.kept]
     rows = tx.execute(_IN_FORCE, {"models": unknown}) if unknown else ()
     found = {row.model: _release(row) for row in rows}
+    tx.kept.update({(Release, one.id): one for one in found.values()})
     tx.kept.update({(_IN_FORCE, name): found.get(name) for name in unknown if tx.holds(f"model {name}")})
     every = {name: found.get(name) or tx.kept.get((_IN_FORCE, name)) for name in models}
     return {name: one for name, one in every.items() if one is not None}

@@ -6,10 +6,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import bindparam, insert, select
+from sqlalchemy import bindparam, select
 
 from shared.arrivals import Report, fingerprint
 from shared.errors import Conflict, NotFound, Refused
+from shared.ledger.insertion import insert_all
 from shared.ledger.session import Transaction
 from shared.ledger.tables import report
 
@@ -99,8 +100,7 @@ class Known:
 
     def file(self, tx: Transaction) -> None:
         """Write down the names that are new, as soon as it is known which arrivals they stand for."""
-        if self._unfiled:
-            tx.execute(_FILE, [self._row(name) | {"received_at": tx.now} for name in self._unfiled])
+        insert_all(tx, report, [self._row(name) for name in self._unfiled], received_at=tx.now)
 
     def _row(self, name: Name) -> dict[str, Any]:
         taken, said = self._known[name]
@@ -108,7 +108,6 @@ class Known:
         return named | {"dataset": taken.dataset, "arrival_id": taken.arrival}
 
 
-_FILE = insert(report)
 # All pairs of these sources and ids: more than was asked for, and found by the index, which SQLite passes by for rows `IN (VALUES …)`.
 _KNOWN = select(report.c.source, report.c.event_id, report.c.dataset, report.c.arrival_id, report.c.fingerprint).where(
     report.c.source.in_(bindparam("sources", expanding=True)), report.c.event_id.in_(bindparam("ids", expanding=True))
