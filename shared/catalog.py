@@ -192,6 +192,9 @@ class ComputeClass(Strict):
         le=64,
         description="Trainings at a time in the worker that `make up` starts; 0: its workers run elsewhere.",
     )
+    gpus: int = Field(
+        0, ge=0, le=64, description="GPUs for each training, which nobody else has meanwhile; 0: it sees none."
+    )
 
 
 class Keep(Strict):

@@ -57,6 +57,10 @@ class Settings(BaseModel):
     )
     compute_class: str = Field(default="standard", description="the compute class that this trainer serves")
     slots: int = Field(default=1, ge=1, description="runs that this trainer takes at once")
+    gpus: str | None = Field(
+        default=None,
+        description="the GPUs that this trainer hands out, as CUDA_VISIBLE_DEVICES names them: 0,1; all that it sees without it",
+    )
     child_uids: str | None = Field(
         default=None,
         pattern=r"^[1-9][0-9]{3,9}(-[1-9][0-9]{3,9})?$",

@@ -20,6 +20,7 @@ from services.trainer.evaluate import Evaluator
 from services.trainer.failures import Stopped
 from services.trainer.heart import Heart
 from services.trainer.lookout import Due, Lookout, Slots
+from services.trainer.shares import Shares, own_cpus, own_gpus
 from services.trainer.tidy import DiskTidy
 from shared import git, messages
 from shared.blobs import make_blobs
@@ -57,7 +58,8 @@ def _make_work(settings: Settings, ledger: Ledger, leaving: threading.Event, bel
     workshop.users.verify(HARNESS, home / "scratch" / "first-try")
     evaluator = Evaluator(workshop, blobs, logs, home)
     claims, scores = LedgerClaims(ledger, settings.worker, lease), LedgerScores(ledger, lease)
-    trainer = Trainer(claims, workshop, evaluator, blobs, logs, home, settings.heartbeat_s, leaving)
+    shares = Shares(settings.slots, own_cpus(), own_gpus(settings.gpus), home / "gpus")
+    trainer = Trainer(claims, workshop, evaluator, blobs, logs, home, shares, settings.heartbeat_s, leaving)
 
     def score(run: int, holdout: str) -> None:
         if (wanted := scores.claim(run, holdout)) is None:
@@ -67,11 +69,15 @@ def _make_work(settings: Settings, ledger: Ledger, leaving: threading.Event, bel
         found = None
         try:
             if model is not None:
-                with Heart(lambda *_: scores.beat(run, holdout), settings.heartbeat_s, leaving) as heart:
+                asked = config.catalog.compute_classes.get(settings.compute_class)
+                with (
+                    Heart(lambda *_: scores.beat(run, holdout), settings.heartbeat_s, leaving) as heart,
+                    shares.one(asked.gpus if asked is not None else 0) as share,
+                ):
                     name = f"later-{holdout[-12:]}"  # one run may be scored on two holdouts at once
                     say = partial(log.info, "score", run=run)
                     found = evaluator.score(
-                        subject, model, sources, ranges, heart, by=name, say=lambda text: say(text=text)
+                        subject, model, sources, ranges, heart, by=name, say=lambda text: say(text=text), share=share
                     )
         finally:
             if found is not None:

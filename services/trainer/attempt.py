@@ -22,6 +22,7 @@ from services.trainer.disk import Disk
 from services.trainer.evaluate import NO_ROWS, Evaluator
 from services.trainer.failures import Cancelled, Leaving, Lost, classify
 from services.trainer.heart import Heart
+from services.trainer.shares import Share, Shares
 from shared import cuts
 from shared.blobs import Blobs
 from shared.cuts import Range
@@ -58,6 +59,7 @@ class Trainer:
     blobs: Blobs
     logs: Logs
     home: Path
+    shares: Shares
     heartbeat_s: float
     leaving: threading.Event
 
@@ -104,10 +106,11 @@ class Trainer:
                 disk.using(scratch),
                 disk.using(_own_place(scratch)),
                 ExitStack() as uses,
+                self.shares.one(claim.gpus) as share,
                 Heart(lambda told: self.claims.beat(claim, told), self.heartbeat_s, self.leaving) as heart,
             ):
-                with _beside(lambda: self._score_champion(claim, holdout, heart, steps)) as champion:
-                    prepared, found = self._train(claim, holdout, scratch, heart, steps, uses)
+                with _beside(lambda: self._score_champion(claim, holdout, heart, steps, share)) as champion:
+                    prepared, found = self._train(claim, holdout, scratch, heart, steps, uses, share)
                     with steps.step("bundle"):
                         digest = self._bundle(claim, scratch / "output", prepared)
                 scores = self._scores(claim, holdout, found, champion.result())
@@ -118,7 +121,14 @@ class Trainer:
             shutil.rmtree(_own_place(scratch), ignore_errors=True)
 
     def _train(
-        self, claim: Claim, holdout: dict[str, Range], scratch: Path, heart: Heart, steps: Steps, uses: ExitStack
+        self,
+        claim: Claim,
+        holdout: dict[str, Range],
+        scratch: Path,
+        heart: Heart,
+        steps: Steps,
+        uses: ExitStack,
+        share: Share,
     ) -> tuple[Prepared, dict[str, float] | None]:
         """Train in a child. What it was prepared with stays until `uses` is closed."""
         with steps.step("prepare"):
@@ -129,8 +139,8 @@ class Trainer:
         sources, model = claim.datasets, claim.model
         job = jobs.training_job(claim.run, claim.release, model, sources, claim.cut, holdout, prepared, scratch)
         job["resume"] = self._resumed(claim, scratch)
-        env = child.environment(model.pass_env, claim.run, prepared, scratch)
-        work = child.Work(job, scratch, self._log_name(claim), _time_limit(claim), env, model.limits)
+        env = child.environment(model.pass_env, claim.run, prepared, scratch, share)
+        work = child.Work(job, scratch, self._log_name(claim), _time_limit(claim), env, model.limits, share.cpus)
         with self._keeper(claim, scratch), steps.step("train"):
             result = child.run(work, prepared, self.workshop.users, self.logs, heart)
         steps.seconds |= {f"train.{name}": seconds for name, seconds in result.seconds.items()}
@@ -155,7 +165,9 @@ class Trainer:
             replaces=claim.checkpoint,
         )
 
-    def _score_champion(self, claim: Claim, holdout: dict[str, Range], heart: Heart, steps: Steps) -> Scores | None:
+    def _score_champion(
+        self, claim: Claim, holdout: dict[str, Range], heart: Heart, steps: Steps, share: Share
+    ) -> Scores | None:
         if claim.champion is None:
             return None
         with steps.step("champion"):
@@ -167,6 +179,7 @@ class Trainer:
                 heart,
                 by=f"{claim.run}-{claim.token}",
                 say=self._teller(claim, heart),
+                share=share,
             )
 
     def _scores(

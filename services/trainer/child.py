@@ -22,6 +22,7 @@ from services.trainer.events import Events, text
 from services.trainer.failures import AttemptFailed, Lost, Stopped
 from services.trainer.heart import Heart
 from services.trainer.limits import Silence, Watched, oom_kills
+from services.trainer.shares import GPUS, Share
 from services.trainer.users import Users
 from shared import settings
 from shared.blobs import open_plain
@@ -57,6 +58,7 @@ class Work:
     time_limit: timedelta
     env: Mapping[str, str]
     limits: Limits
+    cpus: tuple[int, ...] = ()  # that it may run on; none: all
 
 
 def run(work: Work, prepared: Prepared, users: Users, logs: Logs, heart: Heart) -> Result:
@@ -72,7 +74,7 @@ def run(work: Work, prepared: Prepared, users: Users, logs: Logs, heart: Heart) 
     with users.one() as uid, Pump(logs, work.log_name, written, max_bytes=work.limits.log):
         if uid is not None:
             users.hand_over(work.scratch, uid)
-        confined = _confined(work.limits, uid)
+        confined = _confined(work, uid)
         killed_before = oom_kills()
         with _START:
             child = Warded.start(argv, log=written, env=work.env, cwd=work.scratch, confined=confined)
@@ -81,14 +83,16 @@ def run(work: Work, prepared: Prepared, users: Users, logs: Logs, heart: Heart) 
     return _read_result(work.scratch / "result.json", ending, killed_before)
 
 
-def _confined(limits: Limits, uid: int | None) -> Confined:
+def _confined(work: Work, uid: int | None) -> Confined:
     """The kernel counts processes by user, so its own limit of them is for a user who has nothing else; it lies above ours, which has a name."""
-    tasks = limits.processes + SPARE_TASKS if uid is not None else None
-    return Confined(limits.open_files, limits.disk, tasks, uid)
+    tasks = work.limits.processes + SPARE_TASKS if uid is not None else None
+    return Confined(work.limits.open_files, work.limits.disk, tasks, uid, work.cpus)
 
 
-def environment(names: tuple[str, ...], run: int, prepared: Prepared, scratch: Path) -> dict[str, str]:
-    """All that the author's code sees of our environment: what the operator listed, and what a program needs to run at all."""
+def environment(
+    names: tuple[str, ...], run: int, prepared: Prepared, scratch: Path, share: Share = Share()
+) -> dict[str, str]:
+    """All that the author's code sees of our environment: what the operator listed, its share of the machine, and what a program needs to run at all."""
     passed = {}
     for name in names:
         if (value := settings.variable(name)) is None:
@@ -107,7 +111,8 @@ def environment(names: tuple[str, ...], run: int, prepared: Prepared, scratch: P
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
         "HEADRACE_RUN_ID": str(run),
-        **passed,
+        **{name: value for name, value in share.variables().items() if name in GPUS or name not in passed},
+        **{name: value for name, value in passed.items() if name not in GPUS},
     }
 
 

@@ -12,6 +12,7 @@ from services.trainer.checkout import Say, Workshop
 from services.trainer.disk import Disk
 from services.trainer.failures import AttemptFailed
 from services.trainer.heart import Heart
+from services.trainer.shares import Share
 from shared import catalog, cuts
 from shared.blobs import Blobs
 from shared.cuts import Range
@@ -42,6 +43,7 @@ class Evaluator:
         *,
         by: str,
         say: Say,
+        share: Share,
     ) -> Scores | None:
         """Metrics of the subject on the holdout; what keeps it from being scored for good is a result too, for the verdict
         says so. None where trying again may help. Raises `Stopped` when the work must stop. `by` names who asked, in logs and scratch.
@@ -66,11 +68,10 @@ class Evaluator:
                 job = jobs.scoring_job(
                     subject.run, subject.release, model, sources, holdout, prepared, scratch, files / "model"
                 )
-                env = child.environment(model.pass_env, subject.run, prepared, scratch)
+                env = child.environment(model.pass_env, subject.run, prepared, scratch, share)
                 self.workshop.users.open_tree(files)
-                work = child.Work(
-                    job, scratch, f"runs/{subject.run}/score-for-{by}", model.time_limit, env, model.limits
-                )
+                log = f"runs/{subject.run}/score-for-{by}"
+                work = child.Work(job, scratch, log, model.time_limit, env, model.limits, share.cpus)
                 return Scores(child.run(work, prepared, self.workshop.users, self.logs, heart).metrics)
         except AttemptFailed as error:
             return None if error.failure.transient else Scores(None, f"{error.failure.kind}: {error.message}"[:2000])

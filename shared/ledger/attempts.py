@@ -62,6 +62,7 @@ class Claim:
     champion: Trained | None
     traceparent: str | None
     checkpoint: Checkpoint | None
+    gpus: int  # that its compute class gives it
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,7 @@ def _claim(tx: Transaction, row: Any) -> Claim:
         champion=trained(tx, champion.run_id) if champion is not None else None,
         traceparent=row.traceparent,
         checkpoint=Checkpoint.from_json(row.checkpoint) if row.checkpoint is not None else None,
+        gpus=asked.gpus if (asked := config.compute_classes.get(row.compute_class)) is not None else 0,
     )
 
 

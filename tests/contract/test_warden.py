@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from headrace.warden import Ending, Warded
+from headrace.warden import Confined, Ending, Warded
 
 ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -250,3 +250,13 @@ def test_wait_gives_up_after_its_timeout(log: Path) -> None:
 
 def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux keeps a process to some CPUs")
+def test_a_child_and_what_it_starts_keep_to_their_cpus(log: Path) -> None:
+    one = min(os.sched_getaffinity(0))
+    said = "import os, subprocess, sys; print(os.sched_getaffinity(0), flush=True)"
+    argv = [sys.executable, "-c", f"{said}; subprocess.run([sys.executable, '-c', {said!r}])"]
+    child = Warded.start(argv, log=log, env=ENVIRONMENT, confined=Confined(256, 10**6, cpus=(one,)))
+    assert child.wait(20) == Ending(0, None)
+    assert log.read_text().split("\n") == [f"{{{one}}}"] * 2 + [""]

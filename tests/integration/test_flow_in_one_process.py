@@ -25,6 +25,7 @@ from services.trainer.attempt import Trainer
 from services.trainer.checkout import Workshop
 from services.trainer.claims import LedgerClaims, LedgerWork
 from services.trainer.evaluate import Evaluator
+from services.trainer.shares import Shares, own_cpus
 from shared.blobs import make_blobs
 from shared.ledger import Ledger, runs, versions
 from shared.logs import make_logs
@@ -136,7 +137,17 @@ def trainer(settings: Settings, ledger: Ledger) -> Trainer:
     workshop = Workshop(settings)
     claims = LedgerClaims(ledger, "guarded", timedelta(seconds=settings.lease_s))
     evaluator = Evaluator(workshop, blobs, logs, home)
-    return Trainer(claims, workshop, evaluator, blobs, logs, home, settings.heartbeat_s, threading.Event())
+    return Trainer(
+        claims,
+        workshop,
+        evaluator,
+        blobs,
+        logs,
+        home,
+        Shares(1, own_cpus(), (), home / "gpus"),
+        settings.heartbeat_s,
+        threading.Event(),
+    )
 
 
 def watching(settings: Settings) -> closing[Watcher]:

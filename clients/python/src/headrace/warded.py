@@ -39,17 +39,20 @@ class Ending:
 
 @dataclass(frozen=True)
 class Confined:
-    """What a child may do at most; `user` is the one that it becomes, which takes an owner who is root. `tasks`: processes and threads of that user."""
+    """What a child may do at most; `user` is the one that it becomes, which takes an owner who is root. `tasks`: processes and threads of that user;
+    `cpus`: those that it may run on (Linux), none: all."""
 
     open_files: int
     file_bytes: int
     tasks: int | None = None
     user: int | None = None
+    cpus: tuple[int, ...] = ()
 
     def options(self) -> list[str]:
         limits = f"nofile={self.open_files},fsize={self.file_bytes}"
         limits += f",nproc={self.tasks}" if self.tasks is not None else ""
-        return ["--limits", limits, *(["--user", str(self.user)] if self.user is not None else [])]
+        cpus = ["--cpus", ",".join(map(str, self.cpus))] if self.cpus else []
+        return ["--limits", limits, *cpus, *(["--user", str(self.user)] if self.user is not None else [])]
 
 
 class Warded:

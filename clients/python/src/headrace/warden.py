@@ -1,6 +1,6 @@
 """The warden: a small process that owns a child's whole tree and outlives its owner just long enough to kill it.
 
-Started by path, standard library only:  python -I -S -E warden.py --log FILE [--cwd DIR] [--user UID] [--limits NAME=N,…] -- ARGV…
+Started by path, standard library only:  python -I -S -E warden.py --log FILE [--cwd DIR] [--user UID] [--cpus N,…] [--limits NAME=N,…] -- ARGV…
 
 stdin    the owner's commands, a line each: `term` (SIGTERM to the child's group), `kill` (kill the tree now).
          The end of stdin means that the owner died: kill the tree now.
@@ -13,6 +13,7 @@ What it was given to hand on, the warden forgets: /proc/PID/environ of it shows 
 
 --limits  confines the child: `nofile`, `fsize` (bytes) and `nproc` are limits of the kernel's; it leaves no core, gains no rights by what it executes,
           has none of root's capabilities even as root, and is the first to go when the machine's memory is out.
+--cpus    are those that it may run on (Linux).
 --user    makes it that user, in a group of the same number and no other.
 On Linux the warden is a subreaper, so that a descendant that called setsid, twice even, is found and killed; elsewhere the child's group is.
 
@@ -59,8 +60,10 @@ def _parse(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     split = arguments.index("--") if "--" in arguments else len(arguments)
     options = dict(zip(arguments[:split:2], arguments[1:split:2]))  # noqa: B905 (Python 3.9)
     argv = arguments[split + 1 :]
-    if not argv or "--log" not in options or not set(options) <= {"--log", "--cwd", "--user", "--limits"}:
-        raise SystemExit("usage: warden.py --log FILE [--cwd DIR] [--user UID] [--limits NAME=N,…] -- ARGV…")
+    if not argv or "--log" not in options or not set(options) <= {"--log", "--cwd", "--user", "--cpus", "--limits"}:
+        raise SystemExit(
+            "usage: warden.py --log FILE [--cwd DIR] [--user UID] [--cpus N,…] [--limits NAME=N,…] -- ARGV…"
+        )
     return options, argv
 
 
@@ -126,6 +129,8 @@ def _become(argv: list[str], options: dict[str, str]) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    if "--cpus" in options and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {int(number) for number in options["--cpus"].split(",")})
     if "--limits" in options:
         _confine(options["--limits"])
     if "--user" in options:
