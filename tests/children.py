@@ -13,6 +13,7 @@ from typing import TypeVar
 from services.trainer import child
 from services.trainer.checkout import Prepared
 from services.trainer.heart import Beat, Heart
+from services.trainer.usage import Meter
 from services.trainer.users import Users
 from shared.catalog import Limits
 from shared.logs import DiskLogs
@@ -51,6 +52,7 @@ def train(
     env: Mapping[str, str] | None = None,
     resume: Path | None = None,
     leaving: threading.Event | None = None,
+    meter: Meter | None = None,
     keeper: Callable[[Path], AbstractContextManager[object]] = lambda _: nullcontext(),
 ) -> child.Result:
     """The author's `train`, whose body this is, on no data. `keeper` is around it, told its scratch directory."""
@@ -66,7 +68,9 @@ def train(
     }  # fmt: skip
     prepared = Prepared(place / "src", Path(python), "")
     variables = {**child.environment((), 1, prepared, scratch), **(env or {})}
-    work = child.Work(job, scratch, "runs/1/1", timedelta(seconds=PATIENCE_S), variables, limits or Limits())
+    work = child.Work(
+        job, scratch, "runs/1/1", timedelta(seconds=PATIENCE_S), variables, limits or Limits(), (), meter or Meter()
+    )
     lent = users or Users(None, place / "users")
     beat: Beat = lambda _: None  # noqa: E731
     with Heart(beat, 60.0, leaving or threading.Event()) as heart, keeper(scratch):

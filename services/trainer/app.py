@@ -22,6 +22,7 @@ from services.trainer.heart import Heart
 from services.trainer.lookout import Due, Lookout, Slots
 from services.trainer.shares import Shares, own_cpus, own_gpus
 from services.trainer.tidy import DiskTidy
+from services.trainer.usage import Meter
 from shared import git, messages
 from shared.blobs import make_blobs
 from shared.celery_app import make_app, work
@@ -77,7 +78,15 @@ def _make_work(settings: Settings, ledger: Ledger, leaving: threading.Event, bel
                     name = f"later-{holdout[-12:]}"  # one run may be scored on two holdouts at once
                     say = partial(log.info, "score", run=run)
                     found = evaluator.score(
-                        subject, model, sources, ranges, heart, by=name, say=lambda text: say(text=text), share=share
+                        subject,
+                        model,
+                        sources,
+                        ranges,
+                        heart,
+                        by=name,
+                        say=lambda text: say(text=text),
+                        share=share,
+                        meter=Meter(),
                     )
         finally:
             if found is not None:

@@ -23,12 +23,13 @@ from services.trainer.evaluate import NO_ROWS, Evaluator
 from services.trainer.failures import Cancelled, Leaving, Lost, classify
 from services.trainer.heart import Heart
 from services.trainer.shares import Share, Shares
+from services.trainer.usage import Meter
 from shared import cuts
 from shared.blobs import Blobs
 from shared.cuts import Range
 from shared.errors import Fenced, HeadraceError
 from shared.gates import Scores
-from shared.ledger.attempts import Claim
+from shared.ledger.attempts import Claim, Used
 from shared.logs import Logs
 
 log = structlog.get_logger()
@@ -70,34 +71,34 @@ class Trainer:
             return False
         bound = log.bind(run=run, attempt=claim.token, model=claim.release.model, traceparent=claim.traceparent)
         bound.info("attempt_started", release=claim.release.name, cut=claim.cut_digest)
-        steps = Steps()
+        steps, meter = Steps(), Meter(claim.gpus)
         try:
-            self._carry_out(claim, steps)
+            self._carry_out(claim, steps, meter)
             bound.info("attempt_trained", seconds=steps.seconds)
         except (Lost, Fenced) as error:
             bound.warning("attempt_fenced", reason=error.message)
         except Exception as error:  # noqa: BLE001 -- the edge: whatever happened becomes a state
-            self._end(claim, steps, error)
+            self._end(claim, steps, meter.used(), error)
             bound.warning("attempt_ended", reason=str(error)[:500], exc_info=not isinstance(error, HeadraceError))
         return True
 
-    def _end(self, claim: Claim, steps: Steps, error: Exception) -> None:
+    def _end(self, claim: Claim, steps: Steps, used: Used, error: Exception) -> None:
         try:
             match error:
                 case Leaving():
-                    self.claims.hand_back(claim, error.message, steps.seconds)
+                    self.claims.hand_back(claim, error.message, steps.seconds, used)
                 case Cancelled():
-                    self.claims.cancelled(claim, steps.seconds)
+                    self.claims.cancelled(claim, steps.seconds, used)
                 case _:
                     failure = classify(error)
                     self._say(claim, f"failed ({failure.kind}): {failure.message}")
-                    self.claims.fail(claim, failure, steps.seconds)
+                    self.claims.fail(claim, failure, steps.seconds, used)
         except HeadraceError as ending:
             log.warning(
                 "attempt_end_not_written", run=claim.run, reason=ending.message
             )  # the lease runs out; another claims it
 
-    def _carry_out(self, claim: Claim, steps: Steps) -> None:
+    def _carry_out(self, claim: Claim, steps: Steps, meter: Meter) -> None:
         disk = Disk(self.home)
         scratch = disk.scratch / f"{claim.run}-{claim.token}"
         holdout = cuts.comparison(claim.cut, claim.champion.cut if claim.champion is not None else None)
@@ -109,13 +110,13 @@ class Trainer:
                 self.shares.one(claim.gpus) as share,
                 Heart(lambda told: self.claims.beat(claim, told), self.heartbeat_s, self.leaving) as heart,
             ):
-                with _beside(lambda: self._score_champion(claim, holdout, heart, steps, share)) as champion:
-                    prepared, found = self._train(claim, holdout, scratch, heart, steps, uses, share)
+                with _beside(lambda: self._score_champion(claim, holdout, heart, steps, share, meter)) as champion:
+                    prepared, found = self._train(claim, holdout, scratch, heart, steps, uses, share, meter)
                     with steps.step("bundle"):
                         digest = self._bundle(claim, scratch / "output", prepared)
                 scores = self._scores(claim, holdout, found, champion.result())
                 heart.check()
-            self.claims.finish(claim, digest, scores, steps.seconds)
+            self.claims.finish(claim, digest, scores, steps.seconds, meter.used())
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
             shutil.rmtree(_own_place(scratch), ignore_errors=True)
@@ -129,6 +130,7 @@ class Trainer:
         steps: Steps,
         uses: ExitStack,
         share: Share,
+        meter: Meter,
     ) -> tuple[Prepared, dict[str, float] | None]:
         """Train in a child. What it was prepared with stays until `uses` is closed."""
         with steps.step("prepare"):
@@ -140,7 +142,7 @@ class Trainer:
         job = jobs.training_job(claim.run, claim.release, model, sources, claim.cut, holdout, prepared, scratch)
         job["resume"] = self._resumed(claim, scratch)
         env = child.environment(model.pass_env, claim.run, prepared, scratch, share)
-        work = child.Work(job, scratch, self._log_name(claim), _time_limit(claim), env, model.limits, share.cpus)
+        work = child.Work(job, scratch, self._log_name(claim), _time_limit(claim), env, model.limits, share.cpus, meter)
         with self._keeper(claim, scratch), steps.step("train"):
             result = child.run(work, prepared, self.workshop.users, self.logs, heart)
         steps.seconds |= {f"train.{name}": seconds for name, seconds in result.seconds.items()}
@@ -166,7 +168,7 @@ class Trainer:
         )
 
     def _score_champion(
-        self, claim: Claim, holdout: dict[str, Range], heart: Heart, steps: Steps, share: Share
+        self, claim: Claim, holdout: dict[str, Range], heart: Heart, steps: Steps, share: Share, meter: Meter
     ) -> Scores | None:
         if claim.champion is None:
             return None
@@ -180,6 +182,7 @@ class Trainer:
                 by=f"{claim.run}-{claim.token}",
                 say=self._teller(claim, heart),
                 share=share,
+                meter=meter,
             )
 
     def _scores(

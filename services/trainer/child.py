@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from services.trainer.failures import AttemptFailed, Lost, Stopped
 from services.trainer.heart import Heart
 from services.trainer.limits import Silence, Watched, oom_kills
 from services.trainer.shares import GPUS, Share
+from services.trainer.usage import Meter
 from services.trainer.users import Users
 from shared import settings
 from shared.blobs import open_plain
@@ -59,6 +60,7 @@ class Work:
     env: Mapping[str, str]
     limits: Limits
     cpus: tuple[int, ...] = ()  # that it may run on; none: all
+    meter: Meter = field(default_factory=Meter)  # is told what it has used
 
 
 def run(work: Work, prepared: Prepared, users: Users, logs: Logs, heart: Heart) -> Result:
@@ -150,6 +152,7 @@ def _watch(child: Warded, work: Work, heart: Heart, prepared: Prepared) -> Endin
         raise
     finally:
         heart.told = events.read() or heart.told
+        work.meter.add(child.spent, watched.peak_bytes)
     return ending
 
 

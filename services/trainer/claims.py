@@ -13,7 +13,7 @@ from shared.cuts import Range, digest, from_json, to_json
 from shared.errors import Unavailable
 from shared.gates import Scores
 from shared.ledger import Ledger, Transaction, attempts, configuration, repeats, runs, scores, workers
-from shared.ledger.attempts import Checkpoint, Claim, Failure, Trained
+from shared.ledger.attempts import Checkpoint, Claim, Failure, Trained, Used
 
 PATIENCE_S = 60.0
 SCORE_PAUSE = timedelta(seconds=10)
@@ -27,11 +27,16 @@ class Claims(Protocol):
     def beat(self, claim: Claim, told: Told) -> str | None: ...
     def checkpoint(self, claim: Claim, sha256: str, size_bytes: int) -> Checkpoint: ...
     def finish(
-        self, claim: Claim, bundle: str, scored: dict[int, tuple[dict[str, Range], Scores]], seconds: dict[str, float]
+        self,
+        claim: Claim,
+        bundle: str,
+        scored: dict[int, tuple[dict[str, Range], Scores]],
+        seconds: dict[str, float],
+        used: Used,
     ) -> None: ...
-    def fail(self, claim: Claim, failure: Failure, seconds: dict[str, float]) -> None: ...
-    def hand_back(self, claim: Claim, why: str, seconds: dict[str, float]) -> None: ...
-    def cancelled(self, claim: Claim, seconds: dict[str, float]) -> None: ...
+    def fail(self, claim: Claim, failure: Failure, seconds: dict[str, float], used: Used) -> None: ...
+    def hand_back(self, claim: Claim, why: str, seconds: dict[str, float], used: Used) -> None: ...
+    def cancelled(self, claim: Claim, seconds: dict[str, float], used: Used) -> None: ...
 
 
 class LedgerClaims:
@@ -58,10 +63,15 @@ class LedgerClaims:
             return attempts.checkpoint(tx, claim.run, claim.token, sha256, size_bytes)
 
     def finish(
-        self, claim: Claim, bundle: str, scored: dict[int, tuple[dict[str, Range], Scores]], seconds: dict[str, float]
+        self,
+        claim: Claim,
+        bundle: str,
+        scored: dict[int, tuple[dict[str, Range], Scores]],
+        seconds: dict[str, float],
+        used: Used,
     ) -> None:
         def write(tx: Transaction) -> None:
-            attempts.finish(tx, claim.run, claim.token, bundle, seconds)
+            attempts.finish(tx, claim.run, claim.token, bundle, seconds, used)
             for run, (ranges, found) in scored.items():
                 compute_class = claim.release.declaration.compute_class
                 metrics = dict(found.metrics) if found.metrics is not None else None
@@ -69,14 +79,14 @@ class LedgerClaims:
 
         self._persist(write)
 
-    def fail(self, claim: Claim, failure: Failure, seconds: dict[str, float]) -> None:
-        self._persist(lambda tx: attempts.fail(tx, claim.run, claim.token, failure, seconds))
+    def fail(self, claim: Claim, failure: Failure, seconds: dict[str, float], used: Used) -> None:
+        self._persist(lambda tx: attempts.fail(tx, claim.run, claim.token, failure, seconds, used))
 
-    def hand_back(self, claim: Claim, why: str, seconds: dict[str, float]) -> None:
-        self._persist(lambda tx: attempts.hand_back(tx, claim.run, claim.token, why, seconds))
+    def hand_back(self, claim: Claim, why: str, seconds: dict[str, float], used: Used) -> None:
+        self._persist(lambda tx: attempts.hand_back(tx, claim.run, claim.token, why, seconds, used))
 
-    def cancelled(self, claim: Claim, seconds: dict[str, float]) -> None:
-        self._persist(lambda tx: attempts.cancelled(tx, claim.run, claim.token, seconds))
+    def cancelled(self, claim: Claim, seconds: dict[str, float], used: Used) -> None:
+        self._persist(lambda tx: attempts.cancelled(tx, claim.run, claim.token, seconds, used))
 
     def _persist(self, write: Callable[[Transaction], object]) -> None:
         deadline = time.monotonic() + PATIENCE_S

@@ -13,6 +13,7 @@ from services.trainer.disk import Disk
 from services.trainer.failures import AttemptFailed
 from services.trainer.heart import Heart
 from services.trainer.shares import Share
+from services.trainer.usage import Meter
 from shared import catalog, cuts
 from shared.blobs import Blobs
 from shared.cuts import Range
@@ -44,6 +45,7 @@ class Evaluator:
         by: str,
         say: Say,
         share: Share,
+        meter: Meter,
     ) -> Scores | None:
         """Metrics of the subject on the holdout; what keeps it from being scored for good is a result too, for the verdict
         says so. None where trying again may help. Raises `Stopped` when the work must stop. `by` names who asked, in logs and scratch.
@@ -71,7 +73,7 @@ class Evaluator:
                 env = child.environment(model.pass_env, subject.run, prepared, scratch, share)
                 self.workshop.users.open_tree(files)
                 log = f"runs/{subject.run}/score-for-{by}"
-                work = child.Work(job, scratch, log, model.time_limit, env, model.limits, share.cpus)
+                work = child.Work(job, scratch, log, model.time_limit, env, model.limits, share.cpus, meter)
                 return Scores(child.run(work, prepared, self.workshop.users, self.logs, heart).metrics)
         except AttemptFailed as error:
             return None if error.failure.transient else Scores(None, f"{error.failure.kind}: {error.message}"[:2000])

@@ -17,7 +17,7 @@ from services.trainer.failures import AttemptFailed
 from shared.catalog import Limits
 from shared.values import format_size
 
-TREE_S, DISK_S = 0.5, 2.0
+TREE_S, DISK_S, PEAK_S = 0.5, 2.0, 1.0
 _SHARE = 20  # a look pauses for so many times as long as it took
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -32,6 +32,8 @@ class Watched:
         self._memory = limits.memory or machine_memory() * 9 // 10
         self._scratch = scratch
         self._tree: list[int] = []
+        self._peak = Pace(PEAK_S)
+        self.peak_bytes = 0  # the most memory that it was seen with
         self._looks = (Pace(TREE_S), Pace(0.0), Pace(DISK_S))
 
     def check(self) -> None:
@@ -47,10 +49,22 @@ class Watched:
             raise _broken("processes", "process", f"{tasks:,} processes and threads", f"{self._limits.processes:,}")
 
     def _weigh(self) -> None:
-        """Resident pages are quickly counted, but one that two processes share counts twice; so they are weighed only where that is too much."""
-        if sum(map(_resident_bytes, self._tree)) <= self._memory:
+        """Resident pages are quickly counted, but one that two processes share counts twice; so they are weighed only where that is more than
+        ever before: at once where it is too much, else once a second."""
+        resident = sum(map(_resident_bytes, self._tree))
+        if resident <= self.peak_bytes:
             return
-        if (taken := sum(map(_own_bytes, self._tree))) > self._memory:
+        if resident > self._memory:
+            self._weigh_shares()
+        elif len(self._tree) == 1:
+            self.peak_bytes = resident
+        else:
+            self._peak.take(self._weigh_shares)
+
+    def _weigh_shares(self) -> None:
+        taken = sum(map(_own_bytes, self._tree))
+        self.peak_bytes = max(self.peak_bytes, taken)
+        if taken > self._memory:
             raise _broken("memory", "memory", f"{_size(taken)} of memory", _size(self._memory))
 
     def _measure(self) -> None:

@@ -66,6 +66,17 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Used:
+    """What an attempt has used, with all the processes that it started. `memory_bytes`: at its peak; GPU seconds: of those that it had."""
+
+    cpu_s: float
+    gpu_s: float
+    memory_bytes: int
+    read_bytes: int
+    written_bytes: int
+
+
+@dataclass(frozen=True)
 class Failure:
     """Why an attempt ended without a model. `transient`: trying again may help."""
 
@@ -249,7 +260,9 @@ def checkpoint(tx: Transaction, id: int, token: int, sha256: str, size_bytes: in
 
 
 @transition
-def finish(tx: Transaction, id: int, token: int, bundle: str, seconds: dict[str, float]) -> None:
+def finish(
+    tx: Transaction, id: int, token: int, bundle: str, seconds: dict[str, float], used: Used | None = None
+) -> None:
     """The bundle counts from here on, and the waiting run may become due. Raises `Fenced`.
 
     run: running → trained
@@ -258,12 +271,14 @@ def finish(tx: Transaction, id: int, token: int, bundle: str, seconds: dict[str,
     Again: refused, as `Fenced`
     """
     row = owned(tx, id, token)
-    _close(tx, id, token, "trained", None, seconds)
+    _close(tx, id, token, "trained", None, seconds, used)
     planning.end(tx, row, RunState.TRAINED, None, bundle=bundle, progress=1.0)
 
 
 @transition
-def fail(tx: Transaction, id: int, token: int, failure: Failure, seconds: dict[str, float]) -> RunState:
+def fail(
+    tx: Transaction, id: int, token: int, failure: Failure, seconds: dict[str, float], used: Used | None = None
+) -> RunState:
     """What is transient and has attempts left is tried again after a pause; else the run has failed. Raises `Fenced`.
 
     A run that is to stop becomes cancelled instead of being tried again.
@@ -275,7 +290,7 @@ def fail(tx: Transaction, id: int, token: int, failure: Failure, seconds: dict[s
     """
     row = owned(tx, id, token)
     error = failure.to_json()
-    _close(tx, id, token, "failed", error, seconds)
+    _close(tx, id, token, "failed", error, seconds, used)
     config = configuration.in_force(tx).catalog.models.get(row.model)
     failures = row.failures + 1
     if not failure.transient or config is None or failures >= config.attempts:
@@ -286,7 +301,9 @@ def fail(tx: Transaction, id: int, token: int, failure: Failure, seconds: dict[s
 
 
 @transition
-def hand_back(tx: Transaction, id: int, token: int, why: str, seconds: dict[str, float]) -> None:
+def hand_back(
+    tx: Transaction, id: int, token: int, why: str, seconds: dict[str, float], used: Used | None = None
+) -> None:
     """Leave the run to others, due at once, without counting as a failure. Raises `Fenced`.
 
     run: running → retrying | cancelled
@@ -295,12 +312,12 @@ def hand_back(tx: Transaction, id: int, token: int, why: str, seconds: dict[str,
     Again: refused, as `Fenced`
     """
     row = owned(tx, id, token)
-    _close(tx, id, token, "handed_back", {"kind": "handed_back", "message": why}, seconds)
+    _close(tx, id, token, "handed_back", {"kind": "handed_back", "message": why}, seconds, used)
     _hand_over(tx, row, timedelta(0), f"was handed back: {why}")
 
 
 @transition
-def cancelled(tx: Transaction, id: int, token: int, seconds: dict[str, float]) -> None:
+def cancelled(tx: Transaction, id: int, token: int, seconds: dict[str, float], used: Used | None = None) -> None:
     """The worker has stopped the child. Raises `Fenced`.
 
     run: running → cancelled
@@ -314,7 +331,7 @@ def cancelled(tx: Transaction, id: int, token: int, seconds: dict[str, float]) -
         "message": row.cancel_reason or "cancelled",
         "advice": "retry it with `headrace retry`",
     }
-    _close(tx, id, token, "cancelled", error, seconds)
+    _close(tx, id, token, "cancelled", error, seconds, used)
     planning.end(tx, row, RunState.CANCELLED, error)
 
 
@@ -349,12 +366,13 @@ def _fenced_update(tx: Transaction, id: int, token: int, values: dict[str, Any])
 
 
 def _close(
-    tx: Transaction, id: int, token: int, outcome: str, error: dict[str, Any] | None, seconds: dict[str, float] | None
-) -> None:
+    tx: Transaction, id: int, token: int, outcome: str, error: dict[str, Any] | None, seconds: dict[str, float] | None,
+    used: Used | None = None,
+) -> None:  # fmt: skip
     tx.execute(
         update(attempt)
         .where(attempt.c.run_id == id, attempt.c.number == token, attempt.c.ended_at.is_(None))
-        .values(ended_at=tx.now, outcome=outcome, error=error, seconds=seconds)
+        .values(ended_at=tx.now, outcome=outcome, error=error, seconds=seconds, **(asdict(used) if used else {}))
     )
 
 

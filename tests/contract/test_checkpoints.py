@@ -14,6 +14,7 @@ from services.trainer import checkpoints
 from services.trainer.checkpoints import Keeper
 from services.trainer.claims import LedgerClaims
 from services.trainer.failures import Leaving
+from services.trainer.usage import Meter
 from shared.blobs import DiskBlobs
 from shared.ledger import Ledger, runs
 from shared.ledger.attempts import Checkpoint, Claim
@@ -123,7 +124,7 @@ def test_a_training_whose_machine_is_wanted_back_goes_on_on_another(
     watch.join()
     assert time.monotonic() - began < 4, "the code was told, and its grace was not used up"
     assert "begins at 0" in first.log
-    first.claims.hand_back(claim, "the worker shuts down", {})
+    first.claims.hand_back(claim, "the worker shuts down", {}, Meter().used())
     again = second.claim(1)
     assert again.checkpoint is not None
     assert again.checkpoint.attempt == 1
@@ -191,7 +192,7 @@ def test_a_stale_worker_puts_nothing_in_the_place_of_a_newer_checkpoint(
 ) -> None:
     stale, fresh = (Machine(tmp_path, ledger, blobs, name) for name in ("stale", "fresh"))
     claim = stale.claim(1)
-    stale.claims.hand_back(claim, "it lost its way", {})
+    stale.claims.hand_back(claim, "it lost its way", {}, Meter().used())
     leave(fresh, fresh.claim(1), b"{}\nnewer")
     newest = kept(ledger, 1)
     leave(stale, claim, b"{}\nolder")

@@ -34,7 +34,7 @@ def test_a_run_tells_all_that_is_known_of_it(api: Api) -> None:
         "sentence": "was trained at 2026-01-01 00:00:00Z and waits to be registered in MLflow", "release": {"name": "v1.0.0", "commit": "a" * 40},
         "compute_class": "standard", "planned_at": "2026-01-01T00:00:00Z", "due_at": None,
         "started_at": "2026-01-01T00:00:00Z", "finished_at": "2026-01-01T00:00:00Z",
-        "progress": {"fraction": 1.0, "note": ""}, "metrics": {}, "checkpoint": None, "error": None, "version": None, "tidied_at": None, "bundle": "sha256:" + "b" * 64,
+        "progress": {"fraction": 1.0, "note": ""}, "left_s": None, "metrics": {}, "checkpoint": None, "error": None, "version": None, "tidied_at": None, "bundle": "sha256:" + "b" * 64,
     }  # fmt: skip
     assert (cut["upto"], cut["rows"], cut["holdout_above"], cut["arrival"]) == (1000, 1000, 900, 1)
     assert (attempt["number"], attempt["worker"], attempt["outcome"]) == (1, "w1", "trained")

@@ -88,7 +88,7 @@ def test_a_model_tells_what_serves_what_runs_and_what_waits(api: Api, tmp_path: 
         "name": "delays", "repository": "file:///nowhere/delays.git", "datasets": ["flights"], "compute_class": "standard",
         "release": {"name": "v1.0.0", "commit": "a" * 40, "seen_at": "2026-01-01T00:00:00Z"}, "release_error": None,
         "champion": {"version": 1, "digest": manifest.digest, "since": "2026-01-01T00:00:00Z"},
-        "waiting_run": 2, "running_run": None,
+        "paused": None, "used": None, "waiting_run": 2, "running_run": None,
     }  # fmt: skip
     assert sentence.startswith("run 2 is due since")
     assert api.get("/v1/models").json() == {"items": [told | {"sentence": sentence}], "next": None}

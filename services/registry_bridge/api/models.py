@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
 from pydantic import Field
 
-from services.registry_bridge.api.runs import NAME, Reason, ReleaseName, Why
+from services.registry_bridge.api.runs import NAME, Reason, ReleaseName, Used, Why
 from shared.catalog import Catalog
 from shared.errors import NotFound
 from shared.http import Here, Operator, Paged, Reader, body, takes
-from shared.ledger import Transaction, configuration, fates, pauses, planning, releases, repeats, runs, versions
+from shared.ledger import (
+    Transaction,
+    configuration,
+    fates,
+    pauses,
+    planning,
+    releases,
+    repeats,
+    runs,
+    usage,
+    versions,
+)
 from shared.problems import EVERYWHERE, JSON, WITH_BODY, problems
 from shared.values import Strict
 
@@ -36,6 +48,12 @@ class Champion(Strict):
     since: datetime
 
 
+class Total(Used):
+    """What all attempts have used: sums, and the highest peak of memory."""
+
+    attempts: int
+
+
 class Paused(Strict):
     """Nothing is trained of itself, after so many failed runs in a row."""
 
@@ -54,6 +72,7 @@ class Model(Strict):
     release_error: str | None = Field(description="why the repository or its newest release is not taken")
     champion: Champion | None
     paused: Paused | None
+    used: Total | None = Field(description="null before the first attempt, and in the status")
     waiting_run: int | None
     running_run: int | None
     sentence: str
@@ -94,7 +113,7 @@ class Changed(Strict):
     champion: int
 
 
-def describe(tx: Transaction, name: str, catalog: Catalog) -> Model:
+def describe(tx: Transaction, name: str, catalog: Catalog, used: usage.Total | None = None) -> Model:
     release, busy, waiting = releases.in_force(tx, name), runs.find_busy(tx, name), runs.find_waiting(tx, name)
     return Model(
         name=name,
@@ -107,6 +126,7 @@ def describe(tx: Transaction, name: str, catalog: Catalog) -> Model:
         release_error=_release_error(tx, name),
         champion=_champion(tx, name),
         paused=_paused(tx, name),
+        used=Total.model_validate(asdict(used)) if used is not None else None,
         waiting_run=_id(waiting),
         running_run=_id(busy),
         sentence=_sentence(tx, name, busy if busy is not None else waiting),
@@ -156,14 +176,15 @@ def list_models(_: Reader, stores: Here, page: Paged) -> ModelPage:
         catalog = configuration.in_force(tx).catalog
         names = [name for name in sorted(catalog.models) if name > (page.after or "")]
         shown, after = page.cut(names, str)
-        return ModelPage(items=tuple(describe(tx, name, catalog) for name in shown), next=after)
+        used = usage.by_model(tx, *shown)
+        return ModelPage(items=tuple(describe(tx, name, catalog, used.get(name)) for name in shown), next=after)
 
 
 @router.get("/models/{model}", responses=problems(404))
 def show_model(_: Reader, stores: Here, model: InPath) -> Model:
     """One model."""
     with stores.ledger.read() as tx:
-        return describe(tx, model, find(tx, model))
+        return describe(tx, model, find(tx, model), usage.by_model(tx, model).get(model))
 
 
 @router.get("/models/{model}/why", responses=problems(404))

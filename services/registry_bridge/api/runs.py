@@ -11,7 +11,7 @@ from pydantic import Field
 from shared import values
 from shared.cuts import Cut
 from shared.http import Here, Operator, Paged, Reader, body, takes
-from shared.ledger import Transaction, attempts, fates, planning, releases, repeats, runs, versions
+from shared.ledger import Transaction, attempts, fates, planning, releases, repeats, runs, usage, versions
 from shared.lifecycle import RunState
 from shared.problems import EVERYWHERE, JSON, WITH_BODY, problems
 from shared.values import Strict
@@ -60,6 +60,16 @@ class Checkpoint(Strict):
     at: datetime
 
 
+class Used(Strict):
+    """What it took of a machine, with all the processes that it started."""
+
+    cpu_s: float
+    gpu_s: float = Field(description="seconds of the GPUs that it had, busy or not")
+    memory_bytes: int = Field(description="at its peak")
+    read_bytes: int
+    written_bytes: int
+
+
 class Attempt(Strict):
     """One claim of a run by one worker; `seconds` says how long each step took."""
 
@@ -70,6 +80,7 @@ class Attempt(Strict):
     outcome: str | None
     error: Failure | None
     seconds: dict[str, float]
+    used: Used | None = Field(description="null until it has ended, and for one that was lost")
     metrics: dict[str, tuple[Point, ...]] = Field(
         description="what it has told by step, thinned out to a hundred values each; told of one run only, and not in lists"
     )
@@ -92,6 +103,7 @@ class Run(Strict):
     cut: dict[str, Cut] | None = Field(description="the data that it sees, by dataset; frozen when it is claimed first")
     cut_digest: str | None
     progress: Progress | None
+    left_s: float | None = Field(description="how long it will still train, by its progress or by the last runs")
     metrics: dict[str, float] = Field(description="the newest value of each that the newest attempt has told")
     checkpoint: Checkpoint | None
     error: Failure | None
@@ -138,6 +150,7 @@ def describe(tx: Transaction, row: Any, *, whole: bool = False) -> Run:
         cut=read_cut(row) if row.cut is not None else None,
         cut_digest=row.cut_digest,
         progress=Progress(fraction=row.progress, note=row.progress_note or "") if row.progress is not None else None,
+        left_s=usage.left_s(tx, row),
         metrics=_newest(tried[-1].metrics if tried else None),
         checkpoint=_checkpoint(row),
         error=Failure.model_validate(row.error) if row.error else None,
@@ -163,6 +176,12 @@ def _newest(told: dict[str, Any] | None) -> dict[str, float]:
     return {name: points[-1][1] for name, points in (told or {}).items()}
 
 
+def _used(row: Any) -> Used | None:
+    if row.cpu_s is None:
+        return None
+    return Used.model_validate({name: getattr(row, name) for name in Used.model_fields})
+
+
 def _attempt(row: Any, whole: bool) -> Attempt:
     told = (row.metrics or {}) if whole else {}
     return Attempt(
@@ -173,6 +192,7 @@ def _attempt(row: Any, whole: bool) -> Attempt:
         outcome=row.outcome,
         error=Failure.model_validate(row.error) if row.error else None,
         seconds=row.seconds or {},
+        used=_used(row),
         metrics={name: tuple(Point(step=step, value=value) for step, value in points) for name, points in told.items()},
     )
 

@@ -38,6 +38,16 @@ class Ending:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What a child and all that it started have used: CPU, the largest process's memory, bytes read from disk and written to it."""
+
+    cpu_s: float
+    memory_bytes: int
+    read_bytes: int
+    written_bytes: int
+
+
+@dataclass(frozen=True)
 class Confined:
     """What a child may do at most; `user` is the one that it becomes, which takes an owner who is root. `tasks`: processes and threads of that user;
     `cpus`: those that it may run on (Linux), none: all."""
@@ -69,6 +79,7 @@ class Warded:
         self._telling = threading.Lock()
         self._pid = 0
         self._ending: Ending | None = None
+        self._spent: Spent | None = None
         threading.Thread(target=self._listen, name=f"warded-{process.pid}", daemon=True).start()
 
     @classmethod
@@ -110,6 +121,11 @@ class Warded:
         return self._process.pid
 
     @property
+    def spent(self) -> Spent | None:
+        """Known with the ending; None before, and where the warden was killed."""
+        return self._spent
+
+    @property
     def log(self) -> Path:
         return self._log
 
@@ -146,10 +162,14 @@ class Warded:
         assert self._process.stdout is not None
         ending = Ending(None, None)
         for line in self._process.stdout:
-            word, number = line.split()
+            word, *numbers = line.split()
+            number = numbers[0]
             if word == b"started":
                 self._pid = int(number)
                 self._started.set()
+            elif word == b"used":
+                cpu_ms, largest_kib, read_bytes, written_bytes = map(int, numbers)
+                self._spent = Spent(cpu_ms / 1000, largest_kib * 1024, read_bytes, written_bytes)
             else:
                 ending = Ending(int(number), None) if word == b"exit" else Ending(None, int(number))
         self._process.wait()

@@ -4,7 +4,8 @@ Started by path, standard library only:  python -I -S -E warden.py --log FILE [-
 
 stdin    the owner's commands, a line each: `term` (SIGTERM to the child's group), `kill` (kill the tree now).
          The end of stdin means that the owner died: kill the tree now.
-stdout   `started PID`, then, when the child has ended and nothing that it started is left, `exit CODE` or `signal N`.
+stdout   `started PID`, then, when the child has ended and nothing that it started is left, `exit CODE` or `signal N`; before that
+         `used MS KB READ WRITTEN`: milliseconds of CPU, the largest process in KiB, bytes read from disk and written to it, of them all.
          A child that cannot be started says why in the log and is `exit 127`.
 SIGTERM  to the warden: `term`, and `kill` 5 s later.
 
@@ -37,6 +38,7 @@ _LINUX = sys.platform == "linux"
 if __name__ != "__main__":
     from headrace.warded import Confined as Confined
     from headrace.warded import Ending as Ending
+    from headrace.warded import Spent as Spent
     from headrace.warded import Warded as Warded
 
 
@@ -52,6 +54,7 @@ def main(arguments: list[str]) -> None:
     status = _watch(child, wake)
     swept = _sweep(child)
     status = swept if status is None else status
+    _say("used %d %d %d %d" % _used())
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
     _say("exit %d" % code if code >= 0 else "signal %d" % -code)
 
@@ -256,6 +259,15 @@ def _descendants(child: int) -> list[int]:
         found += below
         heads += below
     return found
+
+
+def _used() -> tuple[int, int, int, int]:
+    """Of all that was reaped here or by those that were."""
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    largest_kib = used.ru_maxrss if _LINUX else used.ru_maxrss // 1024
+    return int((used.ru_utime + used.ru_stime) * 1000), largest_kib, used.ru_inblock * 512, used.ru_oublock * 512
 
 
 def _say(line: str) -> None:

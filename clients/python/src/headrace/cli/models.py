@@ -18,8 +18,8 @@ def models(arguments: Namespace) -> None:
     if arguments.json:
         return show.as_json([{**model, "yours": yours.get(model["name"])} for model in found])
     show.table(
-        ("model", "champion", "release", "now"),
-        [model_row(model) for model in found],
+        ("model", "champion", "release", "used", "now"),
+        [_with_used(model) for model in found],
         empty="No models yet: the operator names them in headrace.toml.",
     )
     for sentence in _compared(yours, found):
@@ -47,6 +47,11 @@ def model_row(model: Mapping[str, Any]) -> show.Row:
         named,
         f"{paused}{model['sentence'] or ''}{refused}",
     )
+
+
+def _with_used(model: Mapping[str, Any]) -> show.Row:
+    *known, now = model_row(model)
+    return (*known, show.used(model.get("used")), now)
 
 
 def champion_of(model: Mapping[str, Any]) -> Optional[int]:

@@ -48,6 +48,8 @@ def _row(told: Mapping[str, Any]) -> show.Row:
     what = f"{error['kind']}: {_first_line(error)}" if error else told["reason"] if trained else told["sentence"]
     if told["state"] == "running" and (newest := told.get("metrics")):
         what += f"; {show.pairs(dict(list(newest.items())[:3]))}"
+    if told.get("left_s") is not None:
+        what += f"; about {show.span(told['left_s'])} left"
     return (
         told["id"],
         told["model"],
@@ -74,6 +76,7 @@ def _show(told: Mapping[str, Any], as_json: bool) -> None:
             ("planned", show.ago(told["planned_at"])),
             ("due", show.ago(told["due_at"]) if told["state"] in ("waiting", "retrying") else None),
             ("progress", progress and f"{progress['fraction']:.0%} {progress['note']}"),
+            ("left", f"about {show.span(told['left_s'])}" if told.get("left_s") is not None else None),
             ("checkpoint", _checkpoint(told.get("checkpoint"))),
             ("error", error and f"{error['kind']}: {_first_line(error)}"),
             ("advice", error.get("advice")),
@@ -91,7 +94,7 @@ def _show(told: Mapping[str, Any], as_json: bool) -> None:
     if told["attempts"]:
         show.heading("Attempts")
         show.table(
-            ("attempt", "worker", "began", "outcome", "seconds"),
+            ("attempt", "worker", "began", "outcome", "used", "seconds"),
             [_attempt(each) for each in told["attempts"]],
             empty="",
         )
@@ -118,6 +121,7 @@ def _attempt(told: Mapping[str, Any]) -> show.Row:
         told["worker"],
         show.ago(told["started_at"]),
         told["outcome"] or "running",
+        show.used(told.get("used")),
         show.pairs(told["seconds"]),
     )
 

@@ -83,6 +83,16 @@ def size(size_bytes: float) -> str:
     return f"{size_bytes:.1f} GB"
 
 
+def used(told: Optional[Mapping[str, Any]]) -> Optional[str]:
+    """What a training took of a machine, in a few words."""
+    if not told:
+        return None
+    words = [f"{span(told['cpu_s'])} CPU", f"{size(told['memory_bytes'])} memory"]
+    words += [f"{span(told['gpu_s'])} GPU"] if told["gpu_s"] else []
+    words += [f"{size(told[f'{what}_bytes'])} {what}" for what in ("read", "written") if told[f"{what}_bytes"]]
+    return ", ".join(words)
+
+
 def pairs(values: Optional[Mapping[str, Any]]) -> str:
     return ", ".join(f"{name} {text(value)}" for name, value in sorted((values or {}).items()))
 
