@@ -57,6 +57,12 @@ class Settings(BaseModel):
     )
     compute_class: str = Field(default="standard", description="the compute class that this trainer serves")
     slots: int = Field(default=1, ge=1, description="runs that this trainer takes at once")
+    grace_s: float = Field(
+        default=5.0,
+        ge=1,
+        le=3600,
+        description="seconds that a training which keeps checkpoints has to come to its next one when it must stop; what stops this process must wait for longer",
+    )
     gpus: str | None = Field(
         default=None,
         description="the GPUs that this trainer hands out, as CUDA_VISIBLE_DEVICES names them: 0,1; all that it sees without it",

@@ -53,6 +53,7 @@ def train(
     resume: Path | None = None,
     leaving: threading.Event | None = None,
     meter: Meter | None = None,
+    grace_s: float = child.GRACE_S,
     keeper: Callable[[Path], AbstractContextManager[object]] = lambda _: nullcontext(),
 ) -> child.Result:
     """The author's `train`, whose body this is, on no data. `keeper` is around it, told its scratch directory."""
@@ -69,7 +70,14 @@ def train(
     prepared = Prepared(place / "src", Path(python), "")
     variables = {**child.environment((), 1, prepared, scratch), **(env or {})}
     work = child.Work(
-        job, scratch, "runs/1/1", timedelta(seconds=PATIENCE_S), variables, limits or Limits(), (), meter or Meter()
+        job,
+        scratch,
+        "runs/1/1",
+        timedelta(seconds=PATIENCE_S),
+        variables,
+        limits or Limits(),
+        grace_s=grace_s,
+        meter=meter or Meter(),
     )
     lent = users or Users(None, place / "users")
     beat: Beat = lambda _: None  # noqa: E731

@@ -34,7 +34,7 @@ from shared.logs import make_logs
 from shared.settings import Settings, load
 
 log = structlog.get_logger()
-LEAVE_WITHIN_S = 8.0
+AFTER_GRACE_S = 3.0  # what a training has left is kept, and its run handed back
 
 
 def build(settings: Settings) -> Celery:
@@ -60,7 +60,9 @@ def _make_work(settings: Settings, ledger: Ledger, leaving: threading.Event, bel
     evaluator = Evaluator(workshop, blobs, logs, home)
     claims, scores = LedgerClaims(ledger, settings.worker, lease), LedgerScores(ledger, lease)
     shares = Shares(settings.slots, own_cpus(), own_gpus(settings.gpus), home / "gpus")
-    trainer = Trainer(claims, workshop, evaluator, blobs, logs, home, shares, settings.heartbeat_s, leaving)
+    trainer = Trainer(
+        claims, workshop, evaluator, blobs, logs, home, shares, settings.heartbeat_s, leaving, settings.grace_s
+    )
 
     def score(run: int, holdout: str) -> None:
         if (wanted := scores.claim(run, holdout)) is None:
@@ -135,7 +137,7 @@ def _connect(settings: Settings, lookout: Lookout, tidy: DiskTidy) -> None:
 
     @worker_shutdown.connect(weak=False)  # type: ignore[untyped-decorator]
     def left(**_: Any) -> None:
-        lookout.stop(LEAVE_WITHIN_S)
+        lookout.stop(settings.grace_s + AFTER_GRACE_S)
 
 
 def main() -> int:

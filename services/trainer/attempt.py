@@ -63,6 +63,7 @@ class Trainer:
     shares: Shares
     heartbeat_s: float
     leaving: threading.Event
+    grace_s: float = child.GRACE_S
 
     def attempt(self, run: int) -> bool:
         """Claim the run and see it through; False if there was nothing to claim. Every way out is written into the ledger, or fenced."""
@@ -142,7 +143,9 @@ class Trainer:
         job = jobs.training_job(claim.run, claim.release, model, sources, claim.cut, holdout, prepared, scratch)
         job["resume"] = self._resumed(claim, scratch)
         env = child.environment(model.pass_env, claim.run, prepared, scratch, share)
-        work = child.Work(job, scratch, self._log_name(claim), _time_limit(claim), env, model.limits, share.cpus, meter)
+        work = child.Work(
+            job, scratch, self._log_name(claim), _time_limit(claim), env, model.limits, share.cpus, self.grace_s, meter
+        )
         with self._keeper(claim, scratch), steps.step("train"):
             result = child.run(work, prepared, self.workshop.users, self.logs, heart)
         steps.seconds |= {f"train.{name}": seconds for name, seconds in result.seconds.items()}

@@ -60,6 +60,7 @@ class Work:
     env: Mapping[str, str]
     limits: Limits
     cpus: tuple[int, ...] = ()  # that it may run on; none: all
+    grace_s: float = GRACE_S  # that code which listens has, when it is told to stop
     meter: Meter = field(default_factory=Meter)  # is told what it has used
 
 
@@ -163,7 +164,7 @@ def _stop(child: Warded, work: Work, events: Events, why: Stopped) -> None:
             descriptor = os.open(work.scratch / "stop", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
             with open(descriptor, "w") as stream:
                 stream.write(why.message)
-        if child.wait(GRACE_S) is not None:
+        if child.wait(work.grace_s) is not None:
             return
         child.kill()
     child.terminate(GRACE_S)

@@ -73,7 +73,7 @@ class Evaluator:
                 env = child.environment(model.pass_env, subject.run, prepared, scratch, share)
                 self.workshop.users.open_tree(files)
                 log = f"runs/{subject.run}/score-for-{by}"
-                work = child.Work(job, scratch, log, model.time_limit, env, model.limits, share.cpus, meter)
+                work = child.Work(job, scratch, log, model.time_limit, env, model.limits, share.cpus, meter=meter)
                 return Scores(child.run(work, prepared, self.workshop.users, self.logs, heart).metrics)
         except AttemptFailed as error:
             return None if error.failure.transient else Scores(None, f"{error.failure.kind}: {error.message}"[:2000])

@@ -255,3 +255,35 @@ def test_a_run_that_has_ended_names_no_checkpoint(tmp_path: Path, ledger: Ledger
     assert kept(ledger, 1) is not None
     ledgers.finish(ledger, claim)
     assert kept(ledger, 1) is None
+
+
+@pytest.mark.parametrize(("grace_s", "last"), [(1.0, b"begun"), (10.0, b"done")])
+def test_who_takes_long_to_come_to_a_checkpoint_has_the_grace_and_no_more(
+    tmp_path: Path, ledger: Ledger, blobs: DiskBlobs, grace_s: float, last: bytes
+) -> None:
+    body = """
+import time
+job.checkpoint("begun")
+(job.scratch.parent / "third").touch()
+while not job.stopping:
+    time.sleep(0.01)
+time.sleep(2.5)
+job.checkpoint("done")
+"""
+    machine, leaving = Machine(tmp_path, ledger, blobs, "w1"), threading.Event()
+    claim = machine.claim(1)
+    watch = threading.Thread(target=leave_after, args=(machine.place / "scratch" / "third", leaving))
+    watch.start()
+    with pytest.raises(Leaving):
+        train(
+            machine.place,
+            body,
+            leaving=leaving,
+            grace_s=grace_s,
+            keeper=lambda scratch: machine.keeper(claim, scratch),
+        )
+    watch.join()
+    newest = kept(ledger, 1)
+    assert newest is not None
+    with blobs.open(newest.sha256) as stream:
+        assert last in stream.read()
