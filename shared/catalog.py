@@ -344,8 +344,8 @@ def _conflicts(declaration: Declaration, catalog: Catalog, model: Model | None) 
                 f"datasets.{name}.history: the dataset has no time_column, so that the age of a row is not known; "
                 "use rows = N, or ask the operator for a time_column"
             )
-    if model and model.gates and declaration.evaluate is None:
-        yield f'evaluate: is missing, and the operator sets gates on {", ".join(model.gates)}; add evaluate = "module:function"'
+    if model and (problem := declaration.unjudged(model.gates)):
+        yield f"evaluate: the operator sets gates, and {problem}"
 
 
 def example() -> Catalog:

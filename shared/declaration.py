@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Self
 
@@ -11,11 +12,10 @@ from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, model
 from shared.errors import Refused
 from shared.explain import check, refusal
 from shared.toml import TomlError, read_toml
-from shared.values import Duration, EntryPoint, Finite, MetricName, Name, Strict, Within, rule
+from shared.values import CommandLine, Duration, EntryPoint, Finite, MetricName, Name, Strict, Within, rule
 
 _TAKEN = ("name", "version", "requires-python")
 _ADVICE = {
-    "command": 'programs in other languages come later; write train = "module:function"',
     "entry": 'write train = "module:function"',
     "env": "the operator passes variables, with pass_env in headrace.toml",
     "queue": 'write compute_class = "standard"',
@@ -70,6 +70,12 @@ class Gate(Strict):
     )
     lower_is_better: bool = Field(False, description="For errors and losses: a fall is an improvement.")
 
+    @property
+    def compares(self) -> bool:
+        """Whether it needs the champion's score."""
+        limits = (self.max_drop, self.max_drop_percent, self.max_rise, self.max_rise_percent)
+        return any(limit is not None for limit in limits)
+
     @model_validator(mode="after")
     def _limits_that_make_sense(self) -> Self:
         drops = self.max_drop is not None or self.max_drop_percent is not None
@@ -104,14 +110,29 @@ class Project(Strict):
 class Tool(Strict):
     """`[tool.headrace]`, key by key."""
 
-    train: EntryPoint = Field(
-        description="The function that trains: `train(job)` returns the model, which is saved for you, or saves it and returns None.",
+    train: EntryPoint | None = Field(
+        None,
+        description="The function that trains: `train(job)` returns the model, which is saved for you, or saves it and returns None. Either this or `command` is required.",
         examples=["flight_delays.model:train"],
+    )
+    command: CommandLine | None = Field(
+        None,
+        description="In the place of `train`: a program in any language, run in a copy of the repository.",
+        examples=[["sh", "train.sh"]],
     )
     evaluate: EntryPoint | None = Field(
         None,
         description="The function that scores: `evaluate(job, model)` returns metrics by name.",
         examples=["flight_delays.model:evaluate"],
+    )
+    evaluate_command: CommandLine | None = Field(
+        None,
+        description="In the place of `evaluate`: a program that writes metrics.json.",
+        examples=[["Rscript", "evaluate.R"]],
+    )
+    export: bool = Field(
+        True,
+        description="Whether commands find the rows of `sql` datasets as CSV files; `false` if they read them themselves.",
     )
     predict: EntryPoint | None = Field(
         None,
@@ -140,13 +161,37 @@ class Tool(Strict):
     )
 
     @model_validator(mode="after")
-    def _gates_have_metrics(self) -> Self:
-        if self.gates and self.evaluate is None:
-            metrics = ", ".join(self.gates)
-            raise refusal(
-                (("gates",), f'limits on {metrics} need metrics; add evaluate = "module:function", or drop the gates')
-            )
+    def _one_way_for_each(self) -> Self:
+        if self.train is None and self.command is None:
+            raise refusal((("train",), 'is missing (module:function); or add command = ["sh", "train.sh"]'))
+        for key, function in (("command", self.train), ("evaluate_command", self.evaluate)):
+            if function is not None and getattr(self, key) is not None:
+                beside = "train" if key == "command" else "evaluate"
+                raise refusal(((key,), f"stands beside {beside}; keep one of them"))
         return self
+
+    @model_validator(mode="after")
+    def _gates_have_metrics(self) -> Self:
+        if problem := self.unjudged(self.gates):
+            raise refusal((("gates",), f"{problem}, or drop the gates"))
+        return self
+
+    @property
+    def can_score(self) -> bool:
+        """Whether a model of it can be scored on other rows than those of its training."""
+        return self.evaluate is not None or self.evaluate_command is not None
+
+    def unjudged(self, gates: Mapping[str, Gate]) -> str | None:
+        """Why these gates could never be judged, and what to add; None if they can be."""
+        comparing = [name for name, gate in gates.items() if gate.compares]
+        if self.can_score or not gates or (self.command is not None and not comparing):
+            return None
+        if self.command is None:
+            return f'limits on {", ".join(gates)} need metrics; add evaluate = "module:function"'
+        return (
+            f"{', '.join(comparing)} compares with the champion, which must be scored on the same rows; "
+            'add evaluate_command = ["sh", "evaluate.sh"] or evaluate = "module:function"'
+        )
 
 
 class Declaration(Tool, Project):

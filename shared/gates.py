@@ -76,7 +76,7 @@ def _check(name: str, gate: Gate, evidence: Evidence) -> list[tuple[Decision, st
         findings.append(_finding(value >= gate.min, f"{name} {value:.4g}", f"at least {gate.min:g}"))
     if gate.max is not None:
         findings.append(_finding(value <= gate.max, f"{name} {value:.4g}", f"at most {gate.max:g}"))
-    if evidence.champion is not None and compares(gate):
+    if evidence.champion is not None and gate.compares:
         findings.append(_compare(name, gate, value, evidence))
     return findings
 
@@ -95,13 +95,6 @@ def _compare(name: str, gate: Gate, value: float, evidence: Evidence) -> tuple[D
     word = "at most" if gate.lower_is_better else "at least"
     passed = value <= bound if gate.lower_is_better else value >= bound
     return _finding(passed, f"{name} {value:.4g} against {base:.4g} of {who}", f"{word} {bound:.4g}")
-
-
-def compares(gate: Gate) -> bool:
-    """Whether the gate needs the champion's score."""
-    return any(
-        bound is not None for bound in (gate.max_drop, gate.max_drop_percent, gate.max_rise, gate.max_rise_percent)
-    )
 
 
 def limit(gate: Gate, base: float) -> float:

@@ -6,6 +6,7 @@ Each type knows its own rule, its JSON form and (in `title` and `examples`) how 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -198,6 +199,17 @@ def check_url(url: str) -> SplitResult:
     return parts
 
 
+def parse_command(value: object) -> object:
+    """A list of words stays as it is; text is split into words as a shell would, and no shell ever sees it. Raises `ValueError`."""
+    try:
+        words = shlex.split(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(f"a command is a list of words or one text ({str(error).lower()})") from error
+    if isinstance(words, (list, tuple)) and (not words or words[0] == ""):
+        raise ValueError("a command names a program first")
+    return tuple(words) if isinstance(words, list) else words
+
+
 def rule(pattern: str, sentence: str) -> AfterValidator:
     """`sentence` completes "… is not "; what was written is quoted, so this is not for secrets."""
     matcher = re.compile(pattern, re.ASCII)
@@ -254,6 +266,12 @@ EntryPoint = Annotated[
     ),
     Field(title="module:function"),
 ]
+CommandLine = Annotated[
+    tuple[Annotated[str, Field(max_length=5000)], ...],
+    BeforeValidator(parse_command),
+    Field(max_length=200, title="list of words, or text"),
+]
+"""A program and its arguments."""
 Duration = Annotated[
     timedelta,
     BeforeValidator(parse_duration),

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
 from mlflow.models import Model, ModelSignature
 
 from shared.errors import Refused
@@ -20,6 +21,10 @@ _DTYPE = re.compile(r"u?int(8|16|32|64)|float(16|32|64)|bool")
 _MOST_DIMENSIONS = 16
 _FRAME = {"type": "dataframe", "pandas_orient": "split"}
 _ARRAY = {"type": "ndarray"}
+LOGGED = "mlflow"
+"""Where a bundle holds a model that a script logged to MLflow, below model/."""
+_PRIVATE = ("run_id", "model_id", "artifact_path", "model_uuid")
+_MOST_BYTES = 1_000_000
 _CONDA = """\
 name: headrace
 channels:
@@ -47,6 +52,11 @@ def compose(bundle_dir: Path, into: Path, *, model: str, run: int, created_at: d
     it (`3.11.7`). Raises `Refused` (`invalid_bundle`) where the bundle's own descriptions are wrong.
     """
     shutil.rmtree(into, ignore_errors=True)
+    metadata = {"headrace.model": model, "headrace.run": str(run)}
+    if (bundle_dir / "model" / LOGGED / "MLmodel").exists():
+        shutil.copytree(bundle_dir / "model" / LOGGED, into, symlinks=True)
+        _readdress(into / "MLmodel", metadata)
+        return
     into.mkdir(parents=True)
     for part in ("model", "source"):
         if (bundle_dir / part).exists():  # a store of files knows no empty directory
@@ -60,7 +70,7 @@ def compose(bundle_dir: Path, into: Path, *, model: str, run: int, created_at: d
         model_uuid=uuid.uuid5(_NAMESPACE, f"{model}/{run}").hex,
         signature=_signature(bundle_dir / "signature.json"),
         saved_input_example_info=_copy_example(bundle_dir / "input_example.json", into),
-        metadata={"headrace.model": model, "headrace.run": str(run)},
+        metadata=metadata,
     )
     # the names are those of mlflow.pyfunc, which is not imported for them: it brings every flavour's types along
     described.add_flavor(
@@ -72,6 +82,20 @@ def compose(bundle_dir: Path, into: Path, *, model: str, run: int, created_at: d
         python_version=python,
     )
     described.save(str(into / "MLmodel"))
+
+
+def _readdress(path: Path, metadata: dict[str, str]) -> None:
+    """A model that the author's script logged ships as it is, but for the ids and places of the store that it was logged to."""
+    try:
+        with path.open("rb") as stream:
+            found = yaml.safe_load(stream.read(_MOST_BYTES))
+        if "python_function" not in found["flavors"]:
+            raise ValueError("it has no python_function flavour, by which MLflow serves it")
+        kept = {key: value for key, value in found.items() if key not in _PRIVATE}
+        kept["metadata"] = {**(found.get("metadata") or {}), **metadata}
+        path.write_text(yaml.safe_dump(kept, allow_unicode=True))
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Refused(f"invalid_bundle: the MLmodel that was logged is not as MLflow writes it: {error}") from error
 
 
 def _write_environments(into: Path, python: str) -> None:

@@ -118,7 +118,7 @@ def _want(
 ) -> tuple[bool, list[Wanted]]:
     """Whether the scores are there that the gates need; those that nobody has wished for yet are, and are returned for the doorbell."""
     needed = [candidate] if rules else []
-    if serving is not None and any(gates.compares(gate) for gate in rules.values()):
+    if serving is not None and any(gate.compares for gate in rules.values()):
         needed.append(serving)
     digest, compute_class = cuts.digest(holdout), candidate.release.declaration.compute_class
     complete, wished = True, []

@@ -19,7 +19,7 @@ from services.trainer.checkout import Prepared, Say, Workshop
 from services.trainer.checkpoints import Keeper
 from services.trainer.claims import Claims
 from services.trainer.disk import Disk
-from services.trainer.evaluate import NO_ROWS, Evaluator
+from services.trainer.evaluate import NO_ROWS, Evaluator, no_metrics
 from services.trainer.failures import Cancelled, Leaving, Lost, classify
 from services.trainer.heart import Heart
 from services.trainer.shares import Share, Shares
@@ -149,7 +149,7 @@ class Trainer:
         with self._keeper(claim, scratch), steps.step("train"):
             result = child.run(work, prepared, self.workshop.users, self.logs, heart)
         steps.seconds |= {f"train.{name}": seconds for name, seconds in result.seconds.items()}
-        return prepared, result.metrics if job["evaluate"] is not None else None
+        return prepared, result.metrics if job["judged"] else None
 
     def _resumed(self, claim: Claim, scratch: Path) -> str | None:
         """What an earlier attempt has left to go on from, as a file that the child reads."""
@@ -192,7 +192,7 @@ class Trainer:
         self, claim: Claim, holdout: dict[str, Range], found: dict[str, float] | None, champion: Scores | None
     ) -> dict[int, tuple[dict[str, Range], Scores]]:
         """Scores to store, by the run whose model they are of."""
-        missing = NO_ROWS if cuts.total_rows(holdout) == 0 else f"release {claim.release.name} declares no evaluate"
+        missing = NO_ROWS if cuts.total_rows(holdout) == 0 else no_metrics(claim.release)
         own = Scores(found, None if found is not None else missing)
         scores = {claim.run: (holdout, own)}
         if claim.champion is not None and champion is not None:

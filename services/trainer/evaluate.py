@@ -20,9 +20,15 @@ from shared.cuts import Range
 from shared.errors import Permanent, Transient
 from shared.gates import Scores
 from shared.ledger.attempts import Trained
+from shared.ledger.releases import Release
 from shared.logs import Logs
 
 NO_ROWS = "the holdout has no rows yet"
+
+
+def no_metrics(release: Release) -> str:
+    wrote = "" if release.declaration.command is None else ", and its command wrote no metrics of these rows"
+    return f"release {release.name} declares no evaluate{wrote}"
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,8 @@ class Evaluator:
         if cuts.total_rows(holdout) == 0:
             return Scores(None, NO_ROWS)
         try:
-            if subject.release.declaration.evaluate is None:
-                return Scores(None, f"release {subject.release.name} declares no evaluate")
+            if not subject.release.declaration.can_score:
+                return Scores(None, no_metrics(subject.release))
             if subject.bundle is None:
                 return Scores(None, f"the bundle of run {subject.run} was tidied away")
             kept = disk.bundles / subject.bundle.removeprefix("sha256:")

@@ -18,15 +18,16 @@ def training_job(
     run: int, release: Release, model: catalog.Model, sources: Mapping[str, catalog.Dataset], cut: Mapping[str, Cut],
     holdout: Mapping[str, Range], prepared: Prepared, scratch: Path,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train, save, load back and, where the release declares it, evaluate on the holdout."""
+    """Train, save, load back and, where the release declares it, evaluate on the holdout. `judged`: whether its metrics are of held-out rows."""
     ranges = {
         name: (cuts.training(part, release.declaration.datasets[name]), holdout.get(name)) for name, part in cut.items()
     }
     job = _job("train", run, release, model, sources, ranges, prepared, scratch)
     job["parameters"] = dict(release.declaration.parameters)
-    if cuts.total_rows(holdout) == 0:
-        job["evaluate"] = None  # a share of no rows is no evidence, and most metrics divide by their number
-    return job
+    if cuts.total_rows(holdout) == 0:  # a share of no rows is no evidence, and most metrics divide by their number
+        job["evaluate"] = job["evaluate_command"] = None
+        return job | {"judged": False}
+    return job | {"judged": release.declaration.can_score or release.declaration.command is not None}
 
 
 def scoring_job(
@@ -55,7 +56,10 @@ def _job(
         "output": str(scratch / "output"),
         "scratch": str(scratch),
         "train": declared.train,
+        "command": declared.command,
         "evaluate": declared.evaluate,
+        "evaluate_command": declared.evaluate_command,
+        "export": declared.export,
         "predict": declared.predict,
         "load": declared.load,
         "loader": str(LOADER),

@@ -20,6 +20,7 @@ from tests.model_environment import build
 
 HOME = Path(headrace.__file__).parent
 AT = datetime(2026, 11, 24, tzinfo=UTC)
+pytestmark = pytest.mark.timeout(600)  # the first one builds the environment
 READ = """
     import contextlib, pandas
     def read(rows):
@@ -77,7 +78,7 @@ class Workbench:
 
     def ask(self, code: str) -> Any:
         """What a program in the model's environment prints as JSON; it knows where `composed` lies, and nothing of the repository."""
-        program = f"import json\ncomposed = {str(self.composed())!r}\n{textwrap.dedent(code)}"
+        program = f"import json, sys\ncomposed, client = {str(self.composed())!r}, {str(HOME.parent)!r}\n{textwrap.dedent(code)}"
         return json.loads(self.start("-I", "-c", program).splitlines()[-1])
 
     def start(self, *arguments: str) -> str:
@@ -200,3 +201,58 @@ def test_a_lightgbm_estimator_is_kept_whole_and_its_trees_as_text_beside_it(benc
     )
     assert said[0] == ["few", "many"]
     assert said[1] > 1
+
+
+SCRIPT = """
+    import mlflow, pandas
+    from sklearn.linear_model import LogisticRegression
+    mlflow.autolog(log_models=False)  # a model's requirements are worked out in a process of its own, which takes long
+    mlflow.set_experiment("a name of their own")
+    frame = pandas.read_csv("data/sales/train.csv")
+    with mlflow.start_run():
+        model = LogisticRegression(C=100).fit(frame[["price"]], frame["many"])
+        for step in range(3):
+            mlflow.log_metric("loss", 1 / (step + 1), step=step)
+        held = pandas.read_csv("data/sales/holdout.csv")
+        mlflow.log_metric("accuracy", model.score(held[["price"]], held["many"]))
+        mlflow.log_metric("broken", float("nan"))
+        mlflow.log_param("who", "author")
+        mlflow.log_text("<p>seen</p>", "report/page.html")
+        mlflow.sklearn.log_model(model, name="shop", registered_model_name="shop", pip_requirements=["scikit-learn"])
+"""
+
+
+def test_an_unchanged_mlflow_script_leaves_its_run_and_its_model(bench: Workbench) -> None:
+    bench.write("train.py", SCRIPT)
+    asked = {
+        "train": None,
+        "evaluate": None,
+        "command": ["python", "train.py"],
+        "evaluate_command": None,
+        "export": True,
+    }
+    metrics = bench.run(**asked)["metrics"]
+    assert not list(bench.place.rglob("mlruns")), "nor is anything left where MLflow would put it"
+    assert (metrics["loss"], metrics["accuracy"] > 0.9, "training_accuracy_score" in metrics) == (1 / 3, True, True)
+    left = {
+        name: json.loads((bench.place / "output" / f"{name}.json").read_text()) for name in ("metrics", "parameters")
+    }
+    loss = [(point["value"], point["step"]) for point in left["metrics"]["history"] if point["key"] == "loss"]
+    assert loss == [(1.0, 0), (0.5, 1), (1 / 3, 2)]
+    assert "broken" not in metrics
+    assert (left["parameters"]["who"], left["parameters"]["C"]) == ("author", "100")
+    assert (bench.place / "output" / "plots" / "report-page.html").read_text() == "<p>seen</p>"
+    said = bench.ask(
+        """
+        import mlflow, pandas
+        from mlflow.models import Model
+        served, own = mlflow.pyfunc.load_model(composed), mlflow.sklearn.load_model(composed)
+        frame = pandas.DataFrame({"price": [0.0, 3.0]})
+        described = Model.load(composed)
+        sys.path.append(client)
+        from headrace.consumer import load
+        answers = [one.predict(frame).tolist() for one in (served, own, load(composed))]
+        print(json.dumps([*answers, described.run_id, described.metadata]))
+        """
+    )
+    assert said == [[0, 1], [0, 1], [0, 1], None, {"headrace.model": "shop", "headrace.run": "17"}]

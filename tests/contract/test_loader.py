@@ -93,3 +93,40 @@ def test_what_cannot_be_saved_says_what_to_do(tmp_path: Path) -> None:
         saving.save((value for value in "ab"), tmp_path / "b", f"{__name__}:times_ten")
     with pytest.raises(saving.CannotSave, match="wrote nothing"):
         saving.save(None, tmp_path / "c", f"{__name__}:times_ten")
+
+
+@pytest.mark.parametrize(
+    ("format", "error", "advice"),
+    [
+        ("mlflow", ModuleNotFoundError("No module named 'shop'"), r"log it with code_paths="),
+        (
+            "pickled",
+            AttributeError("Can't get attribute 'Model' on <module '__main__'"),
+            "move it into a module of its own",
+        ),
+        ("pickle", ValueError("not again"), "write it into job.output yourself"),
+    ],
+)
+def test_what_cannot_be_loaded_back_says_what_to_do(tmp_path: Path, format: str, error: Exception, advice: str) -> None:
+    saving.describe(tmp_path, {"format": format}, None, None)
+    assert advice in str(saving.cannot_load(tmp_path, error))
+
+
+class Booster(Doubler):
+    """As XGBoost's, by its names."""
+
+    def save_model(self, path: str) -> None:
+        Path(path).write_text(str(self.factor))
+
+
+def test_a_class_is_recognised_by_its_names_and_one_that_extends_it_is_pickled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Extends(Booster):
+        pass
+
+    monkeypatch.setattr(Booster, "__module__", "xgboost.core")
+    saving.save(Booster(3), tmp_path / "own", None)
+    assert (tmp_path / "own" / "model.ubj").read_text() == "3"
+    saving.save(Extends(3), tmp_path / "extends", None)
+    assert (tmp_path / "extends" / "model.pkl").exists()

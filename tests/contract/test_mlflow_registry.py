@@ -265,6 +265,45 @@ def test_a_bundle_that_describes_itself_wrongly_is_refused(bundle: Path, file: s
         composed(bundle)
 
 
+MLMODEL = "artifact_path: file:///private\nflavors: {python_function: {loader_module: x}}\nrun_id: abc\nmodel_id: m-1\nmetadata: {mine: 1}\n"
+
+
+def test_a_model_that_a_script_logged_ships_as_it_is_without_the_ids_of_its_store(bundle: Path) -> None:
+    write(bundle, "model/mlflow/MLmodel", MLMODEL)
+    write(bundle, "model/mlflow/model.pkl", "a pickle")
+    place = composed(bundle)
+    assert sorted(path.name for path in place.iterdir()) == ["MLmodel", "model.pkl"]
+    described = (place / "MLmodel").read_text()
+    assert "loader_module: x" in described
+    assert "headrace.run: '17'" in described
+    assert "mine: 1" in described
+    assert not [word for word in ("private", "abc", "m-1") if word in described]
+    digest = read_tree(place).digest
+    assert read_tree(composed(bundle)).digest == digest
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "flavors: {sklearn: {}}",
+        "- a",
+        "flavors: [",
+        "",
+        "!!python/object:os.system {}",
+        "flavors: 3",
+        "metadata: 3\n" + MLMODEL,
+    ],
+)
+def test_a_logged_model_that_is_not_as_mlflow_writes_it_is_refused(bundle: Path, text: str) -> None:
+    write(
+        bundle,
+        "model/mlflow/MLmodel",
+        text.replace("metadata: {mine: 1}\n", "") if text.startswith("metadata") else text,
+    )
+    with pytest.raises(Refused, match="invalid_bundle"):
+        composed(bundle)
+
+
 @pytest.mark.parametrize("name", ["%2e%2e%2fx", "..\\x"])
 def test_a_file_name_that_means_another_place_is_not_uploaded(
     proxy: FaultyProxy, registration: Registration, name: str

@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 from headrace.harness_data import Dataset
+from headrace.harness_export import export
 from psycopg import sql
 from sqlalchemy import event
 
@@ -837,6 +838,25 @@ def test_the_author_reads_the_rows_that_were_counted(postgres: Postgres, type: s
             use = Use(history=timedelta(days=50) if type == "date" else timedelta(minutes=7 * 50))
             since = training(cut, use).since
             assert read(database, training(cut, use)) == 31 == counted(database, cut, f"id >= '{since}'")
+
+
+def test_a_command_gets_the_rows_as_a_file(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database.run(
+        'CREATE TABLE shop (id int, "100%" numeric, ok bool, at timestamptz, raw bytea, said text)',
+        "INSERT INTO shop VALUES (1, 1.50, true, '2026-01-01 12:00+00', '\\x00ff', 'a, \"b\"'), (2, NULL, false, NULL, NULL, 'ü'), (3, 1, NULL, NULL, NULL, '')",
+    )
+    described = {"kind": "sql", "url": database.url, "train": {"table": "shop", "cursor": "id", "upto": 2}}
+    assert export(Dataset("shop", described).train, tmp_path / "shop" / "train.csv")
+    lines = (tmp_path / "shop" / "train.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "id,100%,ok,at,raw,said"
+    assert lines[1].startswith("1,1.50,true,2026-01-01T")
+    assert lines[1].endswith(',00ff,"a, ""b"""')
+    assert lines[2:] == ["2,,false,,,ü"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert not export(Dataset("shop", described).train, tmp_path / "shop" / "again.csv")
+    assert "psycopg or psycopg2 would have to be among the dependencies" in capsys.readouterr().err
 
 
 def read(database: Database, which: Range) -> int:

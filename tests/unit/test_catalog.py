@@ -352,7 +352,7 @@ CONFLICTS: list[tuple[dict[str, object], str]] = [
     ({"datasets": {"flights": Use(history=timedelta(days=365))}}, "the dataset has no time_column"),
     ({"datasets": {"reported": Use(rows=5)}}, "its data is only reported"),
     ({"datasets": {"streamed": Use(history=timedelta(days=1))}}, "its data is only reported"),
-    ({}, 'evaluate: is missing, and the operator sets gates on auc; add evaluate = "module:function"'),
+    ({}, 'evaluate: the operator sets gates, and limits on auc need metrics; add evaluate = "module:function"'),
 ]
 
 
@@ -404,9 +404,9 @@ def test_the_reference_page_is_the_rendered_one() -> None:
 
 
 def test_an_advice_stands_for_a_key_that_people_expect() -> None:
-    document = read_toml(b'[tool.headrace]\ncommand = "python train.py; touch x"\n', "pyproject.toml")
+    document = read_toml(b'[tool.headrace]\nentry = "train.py"\n', "pyproject.toml")
     found, problems = check(
-        declaration.Tool, {"command": "x"}, document, at=("tool", "headrace"), advice={"command": "write train"}
+        declaration.Tool, {"entry": "x"}, document, at=("tool", "headrace"), advice={"entry": "write train"}
     )
     assert found is None
-    assert "tool.headrace.command: unknown key; write train" in [problem.unplaced for problem in problems]
+    assert "tool.headrace.entry: unknown key; write train" in [problem.unplaced for problem in problems]

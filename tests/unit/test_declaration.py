@@ -70,7 +70,13 @@ def test_what_is_stored_reads_back_the_same() -> None:
 # what is written after the smallest declaration; the line that is blamed; what the answer says
 WRONG: list[tuple[str, int, str]] = [
     ('trian = "m:f"', 4, 'tool.headrace.trian: unknown key; did you mean "train"?'),
-    ('command = "python train.py; touch x"', 4, 'programs in other languages come later; write train = "module:function"'),
+    ('command = "python train.py; touch x"', 4, "stands beside train; keep one of them"),
+    ('evaluate = "m:e"\nevaluate_command = ["sh", "e.sh"]', 5, "stands beside evaluate; keep one of them"),
+    ('evaluate_command = []', 4, 'a command names a program first; for example evaluate_command = ["Rscript", "evaluate.R"]'),
+    ('evaluate_command = "sh \'e.sh"', 4, "no closing quotation"),
+    ('evaluate_command = ["sh", 3]', 4, "expected text, found the number 3"),
+    ("evaluate_command = 3", 4, "expected list of words, or text, found the number 3"),
+    ('export = "no"', 4, "expected true or false, found text"),
     ('entry = "../../outside.py"', 4, 'write train = "module:function"'),
     ('env = { LD_PRELOAD = "x" }', 4, "pass_env in headrace.toml"),
     ('queue = "gpu-a10x"', 4, 'write compute_class = "standard"'),
@@ -120,6 +126,24 @@ def test_a_wrong_declaration_is_refused_with_its_line_and_what_would_be_right(te
     assert answer.startswith(f"pyproject.toml:{line}: "), answer
     assert said in answer
     assert len(answer.splitlines()) == 1, "one mistake, one line"
+
+
+COMMAND = '[tool.headrace]\ncommand = "python train.py; touch x"\ndatasets.d = {}\n'
+
+
+def test_a_command_is_words_and_no_shell_sees_it() -> None:
+    assert parse(COMMAND.encode()).command == ("python", "train.py;", "touch", "x")
+    listed = parse(COMMAND.replace('"python train.py; touch x"', '["sh", "a b.sh"]').encode())
+    assert listed.command == ("sh", "a b.sh")
+    assert (listed.train, listed.can_score) == (None, False)
+    assert Declaration.from_json(listed.to_json()) == listed
+
+
+def test_a_command_that_writes_metrics_needs_an_evaluation_only_to_be_compared() -> None:
+    assert parse((COMMAND + "gates.auc = { min = 0.6 }").encode()).gates
+    answer = refused(COMMAND + "gates.auc = { min = 0.6 }\ngates.loss = { max_drop = 1 }")
+    assert "loss compares with the champion, which must be scored on the same rows; add evaluate_command" in answer
+    assert parse((COMMAND + 'evaluate_command = ["sh", "e.sh"]\ngates.auc = { max_drop = 1 }').encode()).can_score
 
 
 MISSING: list[tuple[bytes, str]] = [

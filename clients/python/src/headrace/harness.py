@@ -7,6 +7,8 @@ JOB.json
     run, model      names, for the author's eyes
     source_roots    directories that the author's packages are imported from, those that exist
     train, evaluate, predict, load      entry points "module:function", or null
+    command, evaluate_command           a program and its arguments in the place of `train`, of `evaluate`, or null: `harness_command.py`
+    checkout, export                    for these: the repository's files; whether they find rows as CSV files
     loader          path of loader.py
     output          where the bundle is left: model/, metrics.json, parameters.json, plots/, signature.json, input_example.json
     scratch         for events.jsonl, result.json, and work/ for the author
@@ -24,6 +26,7 @@ scratch/events.jsonl, a line each, as it happens
 scratch/result.json, at the end, whole or not at all
     {"ok": true, "metrics": {…}|null, "seconds": {phase: s}}                                               exit code 0
     {"ok": false, "kind": "author_error"|"invalid_metric"|"bad_output"|"disk_limit"|"out_of_memory"|"stopped", "message", "traceback"}            exit code 1
+    (of a command the traceback is the end of its output)
 
 A trained model is saved, loaded back, and it is the loaded one that is evaluated: what is judged is what ships.
 """
@@ -60,6 +63,13 @@ class Harness:
         datasets = {name: data.Dataset(name, described) for name, described in job["datasets"].items()}
         self._checkpoints = _load("headrace_harness_checkpoint", here / "harness_checkpoint.py")
         self._author = self._jobs.TrainingJob(job, datasets, self._checkpoints)
+        self._commands: Any = None
+        if job.get("command") or job.get("evaluate_command"):  # what it needs takes time to import
+            needs = [
+                _load(f"headrace_harness_{name}", here / f"harness_{name}.py")
+                for name in ("export", "mlflow", "command")
+            ]
+            self._commands = needs[-1].Commands(job, self._author, self._jobs.check_metric, *needs[:-1])
         self._seconds: dict[str, float] = {}
 
     def run(self) -> dict[str, Any]:
@@ -82,11 +92,15 @@ class Harness:
             kind = "disk_limit" if error.errno == errno.EFBIG else "author_error"
             return _failed(kind, _describe(error), error)
         except Exception as error:  # noqa: BLE001 - the edge: whatever the author's code raises becomes the result
+            if self._commands is not None and isinstance(error, self._commands.errors):
+                return {**_failed(error.kind, str(error), error.__cause__), "traceback": error.tail}
             graphics = type(error).__name__ == "OutOfMemoryError"  # torch's, of a GPU
             return _failed("out_of_memory" if graphics else "author_error", _describe(error), error)
         return {"ok": True, "metrics": metrics, "seconds": self._seconds}
 
     def _train(self) -> dict[str, float] | None:
+        if self._job.get("command"):
+            return self._train_by_command()
         train = self._import("train")
         with self._phase("train"):
             model = train(self._author)
@@ -97,7 +111,27 @@ class Harness:
             example = self._examples.Example.of(self._author.example)
             if example is not None:
                 self._write_example(loaded, example)
-        metrics = self._judge_watched(loaded)
+        return self._finish(self._judge_watched(loaded))
+
+    def _train_by_command(self) -> dict[str, float] | None:
+        with self._phase("train"):
+            described, reported = self._commands.train()
+            reported = None if reported is None else self._jobs.check_metrics(reported)
+        with self._phase("save"):
+            shipped_alone = described["format"] == "mlflow"  # loaded as a consumer does it: without the repository
+            entries = (None, None) if shipped_alone else (self._job["predict"], self._job["load"])
+            self._saving.describe(self._author.output, described, *entries)
+            if not shipped_alone:
+                self._import(None)
+            loaded = self._load_back()
+        self._import("evaluate")
+        if self._job["evaluate"] is None and self._job["evaluate_command"] is None:
+            return self._finish(reported)
+        for name, value in (reported or {}).items():
+            self._author.log_metric(name, value)
+        return self._finish(self._judge(loaded) if shipped_alone else self._judge_watched(loaded))
+
+    def _finish(self, metrics: dict[str, float] | None) -> dict[str, float] | None:
         self._author.write_logged(metrics or {})
         return metrics
 
@@ -133,23 +167,28 @@ class Harness:
             print(f"headrace: no input example was made: {_describe(error)}", file=sys.stderr)
 
     def _evaluate(self, model_dir: str) -> dict[str, float] | None:
+        if self._job.get("evaluate_command"):
+            return self._judge(None, Path(model_dir))
         self._import("evaluate")
         with self._phase("load"):
             loaded = self._loader.load(model_dir)
         return self._judge(loaded)
 
-    def _judge(self, loaded: Any) -> dict[str, float] | None:
-        if self._job["evaluate"] is None:
+    def _judge(self, loaded: Any, model_dir: Path | None = None) -> dict[str, float] | None:
+        if self._job["evaluate"] is None and not self._job.get("evaluate_command"):
             return None
         with self._phase("evaluate"):
-            found = self._loader.find(self._job["evaluate"])(self._author, loaded.model)
+            if self._job["evaluate"] is None:
+                found = self._commands.evaluate(model_dir or self._author.output)
+            else:
+                found = self._loader.find(self._job["evaluate"])(self._author, loaded.model)
             checked: dict[str, float] = self._jobs.check_metrics(found)
             return checked
 
-    def _import(self, entry: str) -> Any:
+    def _import(self, entry: str | None) -> Any:
         with self._phase("import"):
             self._loader.put_on_path([Path(root) for root in self._job["source_roots"]])
-            return self._loader.find(self._job[entry]) if self._job[entry] else None
+            return self._loader.find(self._job[entry]) if entry and self._job[entry] else None
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:

@@ -112,6 +112,11 @@ class TrainingJob:
         with self._events.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"event": event, **data}) + "\n")
 
+    def take(self, history: list[dict[str, Any]], parameters: dict[str, str]) -> None:
+        """What a command has logged by its own means."""
+        self._history += history
+        self._logged.update(parameters)
+
     def write_logged(self, metrics: dict[str, float]) -> None:
         """metrics.json and parameters.json of the bundle."""
         _write(self._bundle / "metrics.json", {"metrics": metrics, "history": self._history[:_MOST_POINTS]})
@@ -146,7 +151,7 @@ def check_metrics(found: object) -> dict[str, float]:
     """What `evaluate` returned, as finite floats by name. Raises `InvalidMetric`."""
     if not isinstance(found, dict) or len(found) > _MOST_METRICS:
         raise InvalidMetric(
-            f"evaluate() must return a dict of at most {_MOST_METRICS} numbers by name, not a {type(found).__name__}"
+            f"metrics are an object of at most {_MOST_METRICS} numbers by name, not a {type(found).__name__}"
         )
     return {key: check_metric(key, value) for key, value in found.items()}
 

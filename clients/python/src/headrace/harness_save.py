@@ -61,6 +61,8 @@ def cannot_load(place: Path, error: BaseException) -> CannotSave:
     )
     if isinstance(error, AttributeError) and "__main__" in str(error):
         advice = "its class stands in the script itself; move it into a module of its own and import it from there"
+    if isinstance(error, ImportError) and described["format"] == "mlflow":
+        advice = "it ships without your repository: log it with code_paths=[…] for the modules of yours that it needs"
     return CannotSave(f"the model was saved ({what}) but cannot be loaded back: {said}; {advice}")
 
 

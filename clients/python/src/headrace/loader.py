@@ -14,6 +14,8 @@ saved        saved                 what save(path) wrote; read by the `load` ent
 cloudpickle  model.pkl             anything else, where cloudpickle is installed
 pickle       model.pkl             anything else, without it
 own          whatever was written into job.output; read by the `load` entry, else given as its path
+pickled      model.pkl             what a command pickled: read by joblib where that is installed, which reads plain pickles too
+mlflow       mlflow/               a model that a command logged to MLflow, with its own MLmodel
 
 Loading runs the author's code: do it only where that is meant.
 """
@@ -47,6 +49,10 @@ class Loaded:
             return self._function(self.model, frame)
         if self._described["format"] == "xgboost" and hasattr(frame, "shape"):
             frame = importlib.import_module("xgboost").DMatrix(frame)
+        if not hasattr(self.model, "predict"):
+            raise TypeError(
+                f'this version is files only ({self.model}): nothing says how they predict; add predict = "module:function" to [tool.headrace]'
+            )
         return self.model.predict(frame)
 
 
@@ -102,6 +108,14 @@ def _joblib(file: Path, _: dict[str, Any]) -> Any:
 def _pickle(file: Path, _: dict[str, Any]) -> Any:
     with file.open("rb") as stream:
         return pickle.load(stream)
+
+
+def _pickled(file: Path, described: dict[str, Any]) -> Any:
+    return (_joblib if is_installed("joblib") else _pickle)(file, described)
+
+
+def _mlflow(place: Path, _: dict[str, Any]) -> Any:
+    return importlib.import_module("mlflow.pyfunc").load_model(str(place))
 
 
 def _booster(library: str) -> Any:
@@ -160,4 +174,6 @@ _READERS = {
     "pretrained": _pretrained,
     "saved": _saved,
     "own": _own,
+    "pickled": _pickled,
+    "mlflow": _mlflow,
 }

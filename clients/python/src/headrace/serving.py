@@ -16,18 +16,22 @@ _loaded: Set[Path] = set()
 
 
 def load(path: Path) -> Any:
-    """The model of a pulled version: it has `predict(frame)`. Needs no MLflow; an older one loaded here goes on serving.
+    """The model of a pulled version: it has `predict(frame)`. Needs no MLflow, unless the author's script logged it there itself; an older
+    one loaded here goes on serving.
 
     It runs the version's code: give it only what `pull` has checked. Raises `Problem` where a requirement is missing.
     """
     place = Path(path).resolve()
     loader = place / "code" / "headrace_loader.py"
-    if not loader.is_file():
+    logged = not loader.is_file() and (place / "MLmodel").is_file()
+    if not loader.is_file() and not logged:
         raise Problem(f"{place} holds no model (no code/headrace_loader.py)", "fetch one with `headrace pull`")
     with _one_at_a_time:
         _forget_code()
         _loaded.add(place)
         try:
+            if logged:
+                return importlib.import_module("mlflow.pyfunc").load_model(str(place))
             return _run(loader)._load_pyfunc(str(place / "data"))
         except ImportError as error:
             advice = f"install what it was trained with: pip install -r {place / 'requirements.txt'}"
