@@ -78,6 +78,10 @@ crash: $(READY)  ## kill each kind of process at each side of every point that i
 chaos: $(READY)  ## faults of every kind over a running house: MINUTES=30 SEED=7
 	@MINUTES='$(MINUTES)' SEED='$(SEED)' exec $(BIN)/python -m pytest tests/chaos/test_chaos.py -q -s
 
+.PHONY: test-torch
+test-torch: $(READY)  ## how PyTorch models are kept; downloads PyTorch (TORCH_FIND_LINKS: a place with smaller wheels)
+	@exec $(BIN)/python -m pytest tests/torch/kinds.py -q --timeout=1800
+
 .PHONY: compose-test
 compose-test: $(READY)  ## the stack in containers, from start to end; needs docker compose, or podman-compose
 	@exec $(BIN)/python -m pytest tests/compose/flow.py -q -x --timeout=1800
