@@ -19,16 +19,19 @@ from shared.declaration import Declaration, Gate
 from shared.errors import ConfigurationError, Refused
 from shared.explain import check, closest, refusal
 from shared.notices import EVERYTHING
+from shared.repository import is_local
 from shared.subscriptions import Subscription, name_subscriptions
 from shared.toml import MAX_BYTES, KeyPath, TomlError, read_toml
 from shared.values import (
     Between,
     Bytes,
+    Credentials,
     Duration,
     EnvName,
     MetricName,
     Name,
     ReleaseChoice,
+    RepositoryPath,
     RepositoryUrl,
     Size,
     Strict,
@@ -133,6 +136,17 @@ class Model(Strict):
         description="Where its source is, as an https:, ssh: or file: URL.",
         examples=["https://git.example.com/ml/flight-delays.git"],
     )
+    credentials: Credentials | None = Field(
+        None,
+        description="What the repository's server asks for: the variable or the file with a token or `user:password` for https, with a private key for ssh.",
+        examples=["env:GIT_TOKEN"],
+    )
+    subdirectory: RepositoryPath | None = Field(
+        None,
+        description="Where in the repository the model is, with its `pyproject.toml`; the rest of the repository is no part of it. "
+        "Without it at the top.",
+        examples=["models/churn"],
+    )
     release: ReleaseChoice = Field(
         "latest",
         description='What to train: the highest version tag (`"latest"`), `"branch:NAME"`, `"tag:NAME"` or a commit.',
@@ -174,6 +188,12 @@ class Model(Strict):
         max_length=100,
         description="A floor under the release's own gates: limits that it can only tighten.",
     )
+
+    @model_validator(mode="after")
+    def _credentials_have_a_server(self) -> Self:
+        if self.credentials is not None and is_local(self.repository):
+            raise refusal((("credentials",), "a repository on this machine asks for none; drop it"))
+        return self
 
     @model_validator(mode="after")
     def _tags_are_chosen_from(self) -> Self:
@@ -319,7 +339,9 @@ def variables(catalog: Catalog) -> frozenset[str]:
     urls = [dataset.source.url_variable for dataset in catalog.datasets.values() if isinstance(dataset.source, Sql)]
     secrets = [subscription.secret.removeprefix("env:") for subscription in catalog.subscriptions]
     passed = [name for model in catalog.models.values() for name in model.pass_env]
-    return frozenset(name for name in (*urls, *secrets, *passed) if name)
+    given = [model.credentials or "" for model in catalog.models.values()]
+    git = [reference.removeprefix("env:") for reference in given if reference.startswith("env:")]
+    return frozenset(name for name in (*urls, *secrets, *passed, *git) if name)
 
 
 def check_declaration(declaration: Declaration, catalog: Catalog, model: str | None = None) -> None:

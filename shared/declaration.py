@@ -12,7 +12,18 @@ from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, model
 from shared.errors import Refused
 from shared.explain import check, refusal
 from shared.toml import TomlError, read_toml
-from shared.values import CommandLine, Duration, EntryPoint, Finite, MetricName, Name, Strict, Within, rule
+from shared.values import (
+    CommandLine,
+    Duration,
+    EntryPoint,
+    Finite,
+    MetricName,
+    Name,
+    RepositoryPath,
+    Strict,
+    Within,
+    rule,
+)
 
 _TAKEN = ("name", "version", "requires-python")
 _ADVICE = {
@@ -149,6 +160,13 @@ class Tool(Strict):
         None,
         description="A training may last so long; the operator's own limit holds too.",
         examples=["2h"],
+    )
+    paths: tuple[RepositoryPath, ...] = Field(
+        (),
+        max_length=100,
+        description="Files and directories beside this file that decide what the model becomes: a release that changes nothing under "
+        "them, in the requirements or in this table is taken over without a training. All without it.",
+        examples=[["flight_delays"]],
     )
     datasets: dict[Name, Use] = Field(
         min_length=1, description="A table for each dataset that it trains on; new data there is a reason to retrain."

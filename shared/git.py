@@ -15,16 +15,18 @@ import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 from urllib.parse import unquote
 
+from shared.credentials import access
 from shared.errors import ConfigurationError, NotFound, Refused, Transient
 from shared.locks import locked
 from shared.points import point
 from shared.repository import check_commit, check_ref, check_url, highest_version, is_local, resolve
-from shared.worktree import MAX_FILES, Entry, check_tree, read_listing, write_tree
+from shared.worktree import MAX_FILES, Entry, check_pointers, check_tree, could_be_pointer, read_listing, write_tree
 
 __all__ = ["Entry", "GitFailed", "Mirror", "check_commit", "check_ref", "check_url", "highest_version", "resolve"]
 
@@ -43,8 +45,6 @@ _PASSED_ON = (
     "PATH", "HOME", "TMPDIR", "SSH_AUTH_SOCK", "SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO",
     "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy",
 )  # fmt: skip
-_SSH = "ssh -oBatchMode=yes -oConnectTimeout=15 -oServerAliveInterval=15 -oServerAliveCountMax=4"
-
 
 _FLOORS = ((2, 39, 4), (2, 40, 2), (2, 41, 1), (2, 42, 2), (2, 43, 4), (2, 44, 1), (2, 45, 1))
 """The first release of each line in which a cloned repository can no longer run code (CVE-2024-32002, -32004, -32465)."""
@@ -80,8 +80,10 @@ class Mirror:
     rule, `NotFound` for a commit that the repository does not have, `GitFailed` where trying again may help.
     """
 
-    def __init__(self, root: Path, url: str, *, allow_local: bool = False) -> None:
+    def __init__(self, root: Path, url: str, *, allow_local: bool = False, credentials: str | None = None) -> None:
+        """`credentials` is `env:NAME` or `file:/PATH`, for `shared.credentials`."""
         check_url(url, allow_local=allow_local)
+        self._credentials = credentials
         self.url = url
         self._local = is_local(url)
         self._address = unquote(url.removeprefix("file://")) if url.startswith("file://") else url
@@ -94,7 +96,7 @@ class Mirror:
         self._create()
         refs = {}
         with _LOOK:
-            listing = self._answer("ls-remote", "--quiet", "--heads", "--tags", "--", self._address)
+            listing = self._answer("ls-remote", "--quiet", "--heads", "--tags", "--", self._address, remote=True)
         for line in listing.decode(errors="replace").splitlines():
             commit, _, ref = line.partition("\t")
             ref = ref.removesuffix("^{}")  # the commit behind an annotated tag comes after the tag itself
@@ -142,25 +144,43 @@ class Mirror:
             )
         return self._answer("cat-file", "blob", entries[0].blob, max_bytes=max_bytes)
 
-    def files(self, commit: str) -> tuple[Entry, ...]:
-        """Every file of the commit, links and submodules too."""
+    def files(self, commit: str, below: str | None = None) -> tuple[Entry, ...]:
+        """Every file of the commit, or of one directory of it with paths from there; links and submodules too."""
         self._known(commit)
+        part = [f"{below}/"] if below else []
         refusal = Refused(f"commit {commit[:12]} has more than {MAX_FILES:,} files; keep data out of the repository")
         try:
-            entries = read_listing(self._answer("ls-tree", "-r", "-l", "-z", "--full-tree", "--", commit))
+            entries = read_listing(self._answer("ls-tree", "-r", "-l", "-z", "--full-tree", "--", commit, *part))
         except _TooLong as error:
             raise refusal from error
         if len(entries) > MAX_FILES:
             raise refusal
+        if not below:
+            return entries
+        if not any(entry.path.startswith(f"{below}/") for entry in entries):
+            raise Refused(
+                f"the repository has no directory {below} at commit {commit[:12]}; mend `subdirectory`, or push it"
+            )
+        return tuple(replace(entry, path=entry.path.removeprefix(f"{below}/")) for entry in entries)
+
+    def check(self, commit: str, below: str | None = None) -> tuple[Entry, ...]:
+        """The files, if all of them can be checked out; raises `Refused` else, for a submodule or a Git LFS pointer, say."""
+        entries = self.files(commit, below)
+        small = [entry for entry in check_tree(entries) if could_be_pointer(entry)]
+        if small:
+            feed = "".join(f"{entry.blob}\n" for entry in small).encode()
+            with self._run("cat-file", "--batch", feed=feed) as contents:
+                check_pointers(small, contents)
         return entries
 
-    def checkout(self, commit: str, into: Path) -> None:
-        """Fetch the commit if need be and write its files as stored (no attribute has a say); `into` is there whole or not at all."""
+    def checkout(self, commit: str, into: Path, below: str | None = None) -> None:
+        """Fetch the commit if need be and write its files, or those of one directory, as stored (no attribute has a say);
+        `into` is there whole or not at all."""
         check_commit(commit)
         if into.exists():
             return
         self.fetch(commit)
-        entries = check_tree(self.files(commit))
+        entries = check_tree(self.files(commit, below))
         partial = into.with_name(f".{into.name}.partial")
         with locked(into.with_name(f".{into.name}.lock")):
             if into.exists():
@@ -196,7 +216,7 @@ class Mirror:
     def _fetch(self, refspecs: Sequence[str], lock: int, *options: str) -> None:
         flags = ["--quiet", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head", "--no-auto-maintenance"]
         argv = ["fetch", *flags, *options, "--", self._address, *refspecs]
-        with _FETCH, self._run(*argv, timeout_s=_FETCH_S, lock=lock):
+        with _FETCH, self._run(*argv, timeout_s=_FETCH_S, lock=lock, remote=True):
             pass
 
     def _fetch_everything(self, commits: Sequence[str], lock: int) -> None:
@@ -212,8 +232,10 @@ class Mirror:
                 )
             self._answer("update-ref", f"refs/headrace/{commit}", commit)
 
-    def _answer(self, *arguments: str, feed: bytes = b"", max_bytes: int = _MAX_ANSWER_BYTES) -> bytes:
-        with self._run(*arguments, feed=feed) as output:
+    def _answer(
+        self, *arguments: str, feed: bytes = b"", max_bytes: int = _MAX_ANSWER_BYTES, remote: bool = False
+    ) -> bytes:
+        with self._run(*arguments, feed=feed, remote=remote) as output:
             answer = output.read(max_bytes + 1)
             if len(answer) > max_bytes:
                 raise _TooLong(
@@ -229,14 +251,20 @@ class Mirror:
         timeout_s: float = _LOOK_S,
         lock: int | None = None,
         directory: Path | None = None,
+        remote: bool = False,
     ) -> Iterator[IO[bytes]]:
-        """What git prints; leaving the block early kills it, leaving it whole raises `GitFailed` unless git has succeeded."""
-        settings = [word for setting in _SETTINGS for word in ("-c", setting)]
-        argv = ["git", *settings, f"--git-dir={directory or self.directory}", *arguments]
-        with TemporaryFile() as stdin, TemporaryFile() as stderr:
+        """What git prints; leaving the block early kills it, leaving it whole raises `GitFailed` unless git has succeeded.
+
+        Only a call that speaks to the server (`remote`) gets the credentials."""
+        given = access(self.url, self._credentials if remote else None, self.directory.parent)
+        with given as handed, TemporaryFile() as stdin, TemporaryFile() as stderr:
+            settings = [word for setting in (*_SETTINGS, *handed.settings) for word in ("-c", setting)]
+            argv = ["git", *settings, f"--git-dir={directory or self.directory}", *arguments]
             stdin.write(feed)
             stdin.seek(0)
-            process = _start(argv, stdin, stderr, self._environment(), self.directory.parent, lock)
+            # The lock goes along, so that a git that outlives a killed worker keeps the next one out until it ends.
+            held = (*handed.descriptors, *(() if lock is None else (lock,)))
+            process = _start(argv, stdin, stderr, self._environment(handed.ssh), self.directory.parent, held)
             clock = threading.Timer(timeout_s, _kill, [process])
             clock.start()
             assert process.stdout is not None
@@ -253,15 +281,16 @@ class Mirror:
                 stderr.seek(0)
                 said = stderr.read(10_000).decode(errors="replace").strip()[-1000:]
                 said = said if in_time else f"no end within {timeout_s:.0f} s"
+                said = said.replace(handed.secret, "***") if handed.secret else said
                 raise GitFailed(f"git {arguments[0]} of {self.url} failed: {said}")
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, ssh: str) -> dict[str, str]:
         return {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | {
             "GIT_CONFIG_NOSYSTEM": "1",
             "GIT_CONFIG_GLOBAL": str(self.directory / "trust.config") if self._local else "/dev/null",
             "GIT_ALLOW_PROTOCOL": "file" if self._local else "https:ssh",
             "GIT_TERMINAL_PROMPT": "0",
-            "GIT_SSH_COMMAND": _SSH,
+            "GIT_SSH_COMMAND": ssh,
             "GIT_LITERAL_PATHSPECS": "1",
             "GIT_NO_LAZY_FETCH": "1",
             "GIT_OPTIONAL_LOCKS": "0",
@@ -274,10 +303,8 @@ class _TooLong(Refused):
 
 
 def _start(
-    argv: Sequence[str], stdin: IO[bytes], stderr: IO[bytes], env: Mapping[str, str], cwd: Path, lock: int | None
+    argv: Sequence[str], stdin: IO[bytes], stderr: IO[bytes], env: Mapping[str, str], cwd: Path, held: tuple[int, ...]
 ) -> subprocess.Popen[bytes]:
-    # The lock goes along, so that a git that outlives a killed worker keeps the next one out until it ends.
-    held = () if lock is None else (lock,)
     cwd.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         return subprocess.Popen(
@@ -298,15 +325,3 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-
-
-def _entries(listing: bytes) -> tuple[Entry, ...]:
-    entries = []
-    for line in listing.split(b"\0")[:-1]:
-        facts, _, path = line.partition(b"\t")
-        mode, _, blob, size = facts.decode().split()
-        try:
-            entries.append(Entry(path.decode(), mode, blob, 0 if size == "-" else int(size)))
-        except UnicodeDecodeError as error:
-            raise Refused(f"the file name {path[:100]!r} is not UTF-8; rename the file") from error
-    return tuple(entries)

@@ -36,7 +36,10 @@ def check_url(url: str, *, allow_local: bool = False) -> None:
     if is_local(url):
         advice = "a repository on this machine is taken only when the operator's own file names it"
     elif re.match(r"\w+://[^/]*@|[^/@]+:[^/@]*@", url):
-        advice = "leave the user and the password out of it; credentials belong in ~/.netrc or in an ssh key"
+        advice = (
+            "leave the user and the password out of it; name them in the operator's file, "
+            'with credentials = "env:NAME" or "file:/PATH" beside the repository'
+        )
     else:
         advice = "write https://host/path, ssh://user@host/path or user@host:path"
     raise Refused(f"the repository URL {shown!r} is not taken: {advice}")
@@ -135,13 +138,13 @@ def check_pattern(pattern: str) -> None:
     check_ref(pattern.replace("*", "1"))
 
 
-def check_subdirectory(path: str) -> None:
-    """Raise `Refused` unless `path` leads down from the top of a repository, in one spelling."""
+def check_path(path: str) -> None:
+    """Raise `Refused` unless `path` leads down into a tree, in one spelling."""
     parts = path.split("/")
     if len(path) > 500 or any(not _PART.fullmatch(part) or not part.strip(".") or part == ".git" for part in parts):
         raise Refused(
-            f"the directory {path[:100]!r} is not taken: write it from the top of the repository, as in models/churn, "
-            "of letters, digits and . _ -, with no / at either end"
+            f"the path {path[:100]!r} is not taken: write it from the top down, as in models/churn, of letters, digits and . _ -, "
+            "with no / at either end"
         )
 
 

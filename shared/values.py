@@ -149,8 +149,8 @@ def check_tags(pattern: str) -> str:
     return _unless_refused(repository.check_pattern, pattern, pattern)
 
 
-def check_subdirectory(path: str) -> str:
-    return _unless_refused(repository.check_subdirectory, path, path)
+def check_path(path: str) -> str:
+    return _unless_refused(repository.check_path, path, path)
 
 
 def check_repository(url: str) -> str:
@@ -185,6 +185,12 @@ def check_database_url(url: str) -> str:
 def check_secret_reference(text: str) -> str:
     if not re.fullmatch(r"env:[A-Za-z_][A-Za-z0-9_]{0,127}", text):
         raise ValueError('a secret never stands in this file; name the variable that holds it: "env:NAME"')
+    return text
+
+
+def check_credentials(text: str) -> str:
+    if not re.fullmatch(r"env:[A-Za-z_][A-Za-z0-9_]{0,127}|file:/[^\x00-\x1f\x7f]{1,1000}", text):
+        raise ValueError('credentials never stand in this file; name where they are: "env:NAME" or "file:/PATH"')
     return text
 
 
@@ -288,9 +294,10 @@ Share = Annotated[
     Decimal, BeforeValidator(parse_share), PlainSerializer(format_share, return_type=str), Field(title="share")
 ]
 SecretReference = Annotated[str, AfterValidator(check_secret_reference), Field(title="env:NAME")]
+Credentials = Annotated[str, AfterValidator(check_credentials), Field(title="env:NAME or file:/PATH")]
 DatabaseUrl = Annotated[str, AfterValidator(check_database_url), Field(title="URL or env:NAME")]
 RepositoryUrl = Annotated[str, AfterValidator(check_repository), Field(title="repository URL")]
 TagPattern = Annotated[str, AfterValidator(check_tags), Field(title="pattern of tags")]
-Subdirectory = Annotated[str, AfterValidator(check_subdirectory), Field(title="directory")]
+RepositoryPath = Annotated[str, AfterValidator(check_path), Field(title="path")]
 ReleaseChoice = Annotated[str, AfterValidator(check_release), Field(title="release")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]

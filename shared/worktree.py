@@ -14,6 +14,7 @@ from shared.errors import Refused, Transient
 MAX_FILES = 20_000
 MAX_BYTES = 1024**3
 _MAX_LINK_BYTES = 1024
+_MAX_POINTER_BYTES = 1024  # by the specification of Git LFS
 _LINK = "120000"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 
@@ -65,6 +66,16 @@ def check_tree(entries: Sequence[Entry]) -> list[Entry]:
     return sorted(entries, key=lambda entry: entry.mode == _LINK)  # links last: no file can be written through one
 
 
+def check_pointers(entries: Sequence[Entry], contents: IO[bytes]) -> None:
+    """Raise `Refused` for a Git LFS pointer; `contents` is what `git cat-file --batch` prints for the blobs of `entries`, in order."""
+    for entry in entries:
+        _check_pointer(entry, b"".join(_blob(contents, entry)))
+
+
+def could_be_pointer(entry: Entry) -> bool:
+    return entry.mode.startswith("100") and 0 < entry.size_bytes <= _MAX_POINTER_BYTES
+
+
 def write_tree(entries: Sequence[Entry], contents: IO[bytes], root: Path) -> None:
     """Make the directory `root` and fill it; `contents` is what `git cat-file --batch` prints for the blobs of `entries`, in order."""
     root.mkdir(mode=0o700)
@@ -113,12 +124,17 @@ def _write_file(path: Path, entry: Entry, pieces: Iterator[bytes]) -> None:
     mode = 0o755 if entry.mode == "100755" else 0o644
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode), "wb") as stream:
         for piece in pieces:
-            if entry.size_bytes <= 1024 and piece.startswith(_LFS_POINTER):
-                raise Refused(
-                    f"lfs_pointer_found: {entry.path} is a Git LFS pointer and not the file, and Git LFS is not fetched; "
-                    "put the file itself into git, or read it from a dataset"
-                )
+            if could_be_pointer(entry):
+                _check_pointer(entry, piece)
             stream.write(piece)
+
+
+def _check_pointer(entry: Entry, content: bytes) -> None:
+    if content.startswith(_LFS_POINTER):
+        raise Refused(
+            f"lfs_pointer_found: {entry.path} is a Git LFS pointer and not the file, and Git LFS is not fetched; "
+            "put the file itself into git, or read it from a dataset"
+        )
 
 
 def _write_link(path: Path, entry: Entry, target: bytes) -> None:

@@ -90,9 +90,17 @@ def declare(dataset: str = "flights", **more: object) -> Declaration:
     return Declaration.model_validate(values | more)
 
 
-def adopt(ledger: Ledger, model: str = "delays", name: str = "v1.0.0", commit: str = "a" * 40, **more: object) -> None:
+def adopt(
+    ledger: Ledger,
+    model: str = "delays",
+    name: str = "v1.0.0",
+    commit: str = "a" * 40,
+    content: str | None = None,
+    **more: object,
+) -> None:
+    """The watcher sees a version tag."""
     with ledger.write() as tx:
-        planning.adopt(tx, model, name, commit, declare(**more))  # type: ignore[arg-type]
+        planning.adopt(tx, model, name, commit, declare(**more), content=content, tag=True)  # type: ignore[arg-type]
 
 
 def grow(ledger: Ledger, rows: int = 1000, dataset: str = "flights") -> int:

@@ -39,8 +39,9 @@ class PlainModel:
     lease: timedelta
     runs: dict[int, PlainRun] = field(default_factory=dict)
 
-    def take(self, id: int, now: datetime, *, due: bool, known: bool) -> bool:
-        """A worker asks for a run; whether it gets it. `due` is what the policy says of a waiting run."""
+    def take(self, id: int, now: datetime, *, due: bool, known: bool, repeats: bool = False) -> bool:
+        """A worker asks for a run; whether it gets it. `due` is what the policy says of a waiting run, `repeats` whether it would
+        train what the newest run has trained."""
         one = self.runs.get(id)
         if one is None or not self._is_free(one, now, due):
             return False
@@ -49,7 +50,7 @@ class PlainModel:
             return self._end(id, "cancelled")
         if one.state == "running" and lost >= LOST_WORKERS:
             return self._end(id, "failed", lost=lost)
-        if not known:
+        if not known or repeats:
             return self._end(id, "cancelled")
         self.runs[id] = replace(
             one, state="running", token=one.token + 1, lost=lost, lease_until=now + self.lease, due_at=None

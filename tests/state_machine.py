@@ -185,8 +185,9 @@ class Headrace(RuleBasedStateMachine):
         with self.ledger.write() as tx:
             self._meet_new_runs(tx)
             due, known = runs.is_claimable(tx, id), self._knows(self._dataset_of(tx, id))
+            repeats = known and self._repeats(tx, id)
             held = attempts.claim(tx, id, worker, LEASE)
-        assert (held is not None) == self.plain.take(id, self.clock.now(), due=due, known=known)
+        assert (held is not None) == self.plain.take(id, self.clock.now(), due=due, known=known, repeats=repeats)
         if held is None:
             return False
         before = [one for one in self.claims if one.run == id]
@@ -194,6 +195,17 @@ class Headrace(RuleBasedStateMachine):
         assert all((one.cut, one.release) == (held.cut, held.release) for one in before)
         self.claims.append(held)
         return True
+
+    def _repeats(self, tx: Transaction, id: int) -> bool:
+        """Whether the run would train the commit and the rows that the newest one has trained."""
+        rows = runs.find_all(tx)  # the newest first
+        asked = next((row for row in rows if row.id == id), None)
+        newest = next((row for row in rows if row.started_at is not None), None)
+        if asked is None or newest is None or newest.state != RunState.TRAINED or asked.cut is not None or asked.again:
+            return False
+        one, other = releases.find(tx, asked.release_id), releases.find(tx, newest.release_id)
+        known = datasets.known(tx, list(one.declaration.datasets))
+        return one.commit == other.commit and {name: part.to_json() for name, part in known.items()} == newest.cut
 
     def _dataset_of(self, tx: Transaction, id: int) -> str | None:
         with suppress(NotFound):

@@ -135,7 +135,7 @@ class Trainer:
     ) -> tuple[Prepared, dict[str, float] | None]:
         """Train in a child. What it was prepared with stays until `uses` is closed."""
         with steps.step("prepare"):
-            place = self.workshop.prepared(claim.model.repository, claim.release, self._teller(claim, heart))
+            place = self.workshop.prepared(claim.model, claim.release, self._teller(claim, heart))
             prepared = uses.enter_context(place)
         heart.check()
         (scratch / "output").mkdir(parents=True, exist_ok=True, mode=0o700)

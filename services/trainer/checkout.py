@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,8 @@ from uv import find_uv_bin
 from services.trainer.disk import Disk
 from services.trainer.failures import AttemptFailed
 from services.trainer.users import Users
-from shared.errors import NotFound, Refused, Transient
+from shared.catalog import Model
+from shared.errors import ConfigurationError, NotFound, Refused, Transient
 from shared.git import Mirror
 from shared.ledger.releases import Release
 from shared.points import point
@@ -45,7 +47,7 @@ class Workshop:
         self._mirrors = settings.state_dir / "git"
         self._index_url = settings.index_url
         self._environments = Environments(self._disk.environments, find_uv_bin(), self._disk.uv_cache)
-        self._known: dict[tuple[str, str], tuple[Locked, Prepared]] = {}
+        self._known: dict[tuple[str, Path], tuple[Locked, Prepared]] = {}
         self._lock = threading.Lock()
         self._disk.checkouts.mkdir(parents=True, exist_ok=True)
         self.users = Users(settings.child_uids, settings.state_dir / "trainer" / "users")
@@ -55,11 +57,12 @@ class Workshop:
         )
 
     @contextmanager
-    def prepared(self, repository: str, release: Release, say: Say) -> Iterator[Prepared]:
+    def prepared(self, model: Model, release: Release, say: Say) -> Iterator[Prepared]:
         """The release checked out and its environment built, where that is not done yet; both stay while the block lasts. Raises `AttemptFailed`."""
-        key = (repository, release.commit)
+        checkout = self._disk.checkouts / _directory(release.commit, model.subdirectory)
+        key = (model.repository, checkout)
         with ExitStack() as uses:
-            uses.enter_context(self._disk.using(self._disk.checkouts / release.commit))
+            uses.enter_context(self._disk.using(checkout))
             known = self._known.get(key)
             if known is not None:
                 locked, there = known
@@ -67,7 +70,7 @@ class Workshop:
                 if self._environments.is_finished(there.python.parent.parent) and there.checkout.exists():
                     yield there
                     return
-            checkout = self._checkout(repository, release, say)
+            self._checkout(model, release, checkout, say)
             with self._disk.using(self._disk.uv_cache):
                 locked = self._lock_requirements(checkout)
                 uses.enter_context(self._disk.using(self._disk.environments / locked.digest))
@@ -77,19 +80,21 @@ class Workshop:
                 self._known[key] = (locked, found)
             yield found
 
-    def _checkout(self, repository: str, release: Release, say: Say) -> Path:
-        into = self._disk.checkouts / release.commit
+    def _checkout(self, model: Model, release: Release, into: Path, say: Say) -> None:
         if into.exists():
-            return into
+            return
         say(f"checking out {release.name} ({release.commit[:12]})")
         try:
-            Mirror(self._mirrors, repository, allow_local=is_local(repository)).checkout(release.commit, into)
+            local = is_local(model.repository)
+            mirror = Mirror(self._mirrors, model.repository, allow_local=local, credentials=model.credentials)
+            mirror.checkout(release.commit, into, model.subdirectory)
         except Transient as error:
             raise AttemptFailed("repository", error.message, transient=True) from error
+        except ConfigurationError as error:
+            raise AttemptFailed("configuration", error.message, "give it to the worker, and retry the run") from error
         except (Refused, NotFound) as error:
             raise AttemptFailed("repository", error.message, "mend the repository and tag a new release") from error
         self.users.open_tree(into)
-        return into
 
     def _check(self, environment: Path) -> None:
         """Who runs as another user cannot have written there."""
@@ -104,6 +109,11 @@ class Workshop:
     def _build(self, locked: Locked, say: Say) -> Path:
         with _explained(), _BUILD:
             return self._environments.build(locked, on_progress=say)
+
+
+def _directory(commit: str, subdirectory: str | None) -> str:
+    """The name of a checkout: models of one repository may be trained from the same commit."""
+    return commit if subdirectory is None else f"{commit}-{hashlib.sha256(subdirectory.encode()).hexdigest()[:12]}"
 
 
 @contextmanager

@@ -70,7 +70,7 @@ class Evaluator:
             with (
                 disk.using(scratch),
                 disk.using(kept),
-                self.workshop.prepared(model.repository, subject.release, say) as prepared,
+                self.workshop.prepared(model, subject.release, say) as prepared,
             ):
                 files = bundle.fetch(self.blobs, subject.bundle, kept)
                 job = jobs.scoring_job(

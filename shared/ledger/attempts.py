@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,7 +11,7 @@ from sqlalchemy import insert, select, update
 from shared import catalog, policy
 from shared.cuts import Cut
 from shared.errors import Fenced, NotFound
-from shared.ledger import configuration, datasets, planning, releases, runs, versions
+from shared.ledger import configuration, planning, releases, runs, unchanged, versions
 from shared.ledger.releases import Release
 from shared.ledger.session import Transaction
 from shared.ledger.tables import attempt, run
@@ -99,7 +97,7 @@ def claim(tx: Transaction, id: int, worker: str, lease: timedelta) -> Claim | No
     """One worker gets the run; None if there is nothing to claim.
 
     The first claim freezes release and cut. A run that has lost three workers is not claimed again: it fails. One that has become
-    pointless, or that a person wants to stop, is cancelled.
+    pointless, that would train what the newest run has trained, or that a person wants to stop, is cancelled.
 
     run: waiting | retrying | running → running | cancelled; running → failed
     By: a trainer with a free slot
@@ -118,7 +116,11 @@ def claim(tx: Transaction, id: int, worker: str, lease: timedelta) -> Claim | No
     if (gone := _gone(tx, row.model, release)) is not None:
         planning.call_off(tx, row, gone)
         return None
-    values = _freeze(tx, release) if row.cut is None else {}
+    values = unchanged.freeze(tx, release) if row.cut is None else {}
+    if values and not row.again and (same := unchanged.trained(tx, row.model, release, values["cut_digest"])):
+        advice = f"`headrace retrain {row.model} --again` trains anyway"
+        planning.call_off(tx, row, unchanged.SENTENCE.format(run=same), "unchanged", advice)
+        return None
     token = row.token + 1
     taken = tx.execute(
         update(run)
@@ -175,19 +177,6 @@ def _gone(tx: Transaction, model: str, release: Release) -> str | None:
         return "the model is no longer in the configuration"
     missing = planning.missing(tx, release.declaration.datasets)
     return f"dataset {', '.join(missing)} is no longer in the configuration" if missing else None
-
-
-def _freeze(tx: Transaction, release: Release) -> dict[str, Any]:
-    """What the first claim fixes for all attempts: the release and the cut of its datasets."""
-    cut = {
-        name: part.to_json() for name, part in sorted(datasets.known(tx, list(release.declaration.datasets)).items())
-    }
-    return {"release_id": release.id, "cut": cut, "cut_digest": digest(cut)}
-
-
-def digest(value: Any) -> str:
-    """`sha256:…` of canonical JSON."""
-    return "sha256:" + hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _claim(tx: Transaction, row: Any) -> Claim:

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import select
 
 from shared.errors import NotFound
-from shared.ledger import arrivals, configuration, datasets, pauses, releases, runs, versions, workers
+from shared.ledger import arrivals, configuration, datasets, pauses, releases, runs, unchanged, versions, workers
 from shared.ledger.session import Transaction
 from shared.ledger.tables import release, run
 from shared.lifecycle import RunState, VersionState
@@ -194,7 +194,11 @@ def _release_news(tx: Transaction, model: str) -> list[str]:
         stays = f"; {in_force.name} stays in force" if in_force is not None else ""
         news.append(f"Release {seen.name} was refused{stays}: {seen.refusal.replace(chr(10), '; ')}")
     if in_force is None:
-        news.append("It has no valid release yet, so nothing can be trained.")
+        return [*news, "It has no valid release yet, so nothing can be trained."]
+    if in_force.moved_from is not None:
+        news.append(f"Its {releases.describe(in_force)}: a tag that moves names no release for good; tag a new one.")
+    if (same := unchanged.taken_over(tx, model, in_force)) is not None:
+        news.append(f"Release {in_force.name} changes nothing that counts since run {same}, so it was not trained.")
     return news
 
 

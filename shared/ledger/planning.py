@@ -12,7 +12,8 @@ from shared import policy
 from shared.catalog import Catalog
 from shared.declaration import Declaration
 from shared.errors import Conflict, NotFound
-from shared.ledger import configuration, datasets, deliveries, history, numbering, pauses, releases, runs
+from shared.ledger import configuration, datasets, deliveries, history, numbering, pauses, releases, runs, unchanged
+from shared.ledger.releases import Release
 from shared.ledger.session import Transaction
 from shared.ledger.tables import arrival, run
 from shared.ledger.transitions import transition
@@ -22,7 +23,13 @@ from shared.policy import Facts
 
 
 def plan(
-    tx: Transaction, model: str, reason: str, *, asked: bool = False, traceparent: str | None = None
+    tx: Transaction,
+    model: str,
+    reason: str,
+    *,
+    asked: bool = False,
+    again: bool = False,
+    traceparent: str | None = None,
 ) -> int | None:
     """Plan a run, or join the one that waits (I4); None while the model has no valid release. Works out when it is due."""
     tx.hold_models(model)
@@ -37,6 +44,7 @@ def plan(
     }
     if waiting is None:
         values |= {"model": model, "state": RunState.WAITING, "reason": reason, "asked": asked, "planned_at": tx.now}
+        values |= {"again": again}
         (id,) = numbering.next_ids(tx, run, 1)
         tx.execute(insert(run), {"id": id, "traceparent": traceparent, **values})
     else:
@@ -47,6 +55,7 @@ def plan(
             else f"{waiting.reason}; {reason}"
         )
         values |= {"reason": joined, "asked": asked or waiting.asked, "traceparent": waiting.traceparent or traceparent}
+        values |= {"again": again or waiting.again}
         if all(getattr(waiting, name) == value for name, value in values.items()):
             _work_out(tx, waiting)
             return id
@@ -87,8 +96,17 @@ def _users(tx: Transaction, grown: Collection[str], models: Iterable[str]) -> di
 
 
 @transition
-def adopt(tx: Transaction, model: str, name: str, commit: str, declared: Declaration) -> None:
-    """Put a new valid release in force and plan a run for it, due at once. A pause ends with it.
+def adopt(
+    tx: Transaction,
+    model: str,
+    name: str,
+    commit: str,
+    declared: Declaration,
+    *,
+    content: str | None = None,
+    tag: bool = False,
+) -> None:
+    """Put a new valid release in force and plan a run for it, due at once; none if the model's newest run has trained the same content. A pause ends with it.
 
     release: none → in force
     run: none → waiting; waiting → same
@@ -101,31 +119,62 @@ def adopt(tx: Transaction, model: str, name: str, commit: str, declared: Declara
         *(f"dataset {name}" for name in declared.datasets)
     )  # rows that arrive now look for the models that use them
     tx.hold_models(model)
-    if releases.adopted(tx, model, name, commit, declared):
-        pauses.end(tx, model)
-        plan(tx, model, f"new release {name}", asked=True)
+    release = releases.adopted(tx, model, name, commit, declared, content, tag=tag)
+    if release is None:
+        return
+    pauses.end(tx, model)
+    if release.moved_from is not None:
+        _note_move(tx, release)
+    run_id = unchanged.taken_over(tx, model, release)
+    if run_id is None:
+        plan(tx, model, releases.describe(release), asked=True)
+    else:
+        _take_over(tx, release, run_id)
+
+
+def _note_move(tx: Transaction, release: Release) -> None:
+    before, after = {"commit": release.moved_from}, {"commit": release.commit}
+    why = "the tag was moved in the repository"
+    history.note(
+        tx, "move", f"tag {release.name}", history.HEADRACE, why, model=release.model, before=before, after=after
+    )
+
+
+def _take_over(tx: Transaction, release: Release, run_id: int) -> None:
+    """Without a training: the run that waits for data has the new release from now on, and is due when it was."""
+    values = {"release_id": release.id, "compute_class": release.declaration.compute_class}
+    tx.execute(update(run).where(run.c.model == release.model, run.c.state == RunState.WAITING).values(**values))
+    replan(tx, release.model)
+    why = f"changes nothing that run {run_id} was not trained from, so it is not trained again"
+    after = {"commit": release.commit}
+    history.note(tx, "adopt", f"release {release.name}", history.HEADRACE, why, model=release.model, after=after)
 
 
 @transition
-def ask(tx: Transaction, model: str, reason: str, by: str = history.HEADRACE) -> int:
-    """A person wants the model retrained now; raises `NotFound` or `Conflict`.
+def ask(tx: Transaction, model: str, reason: str, by: str = history.HEADRACE, *, again: bool = False) -> int:
+    """A person wants the model retrained now, with `again` also if nothing has changed; raises `NotFound` or `Conflict`.
 
     run: none → waiting; waiting → same
     By: a person, over REST
     Fence: one waiting run per model
     Again: joins the run that waits
     """
-    id = _ask(tx, model, reason)
+    id = _ask(tx, model, reason, again=again)
     history.note(tx, "retrain", f"run {id}", by, reason, model=model, after={"run": id})
     return id
 
 
-def _ask(tx: Transaction, model: str, reason: str) -> int:
+def _ask(tx: Transaction, model: str, reason: str, *, again: bool) -> int:
     if model not in configuration.in_force(tx).catalog.models:
         raise NotFound(f"there is no model {model!r}; `headrace models` lists those that there are")
-    id = plan(tx, model, reason, asked=True)
-    if id is None:
+    tx.hold_models(model)
+    release = releases.in_force(tx, model)
+    if release is None:
         raise Conflict(f"{model} has no valid release yet; `headrace why {model}` says what its repository lacks")
+    if not again and (same := unchanged.trained(tx, model, release, unchanged.freeze(tx, release)["cut_digest"])):
+        raise Conflict(f"{unchanged.SENTENCE.format(run=same)}; `headrace retrain {model} --again` trains anyway")
+    id = plan(tx, model, reason, asked=True, again=again)
+    assert id is not None
     return id
 
 
@@ -248,14 +297,11 @@ def cancel(tx: Transaction, id: int, reason: str, by: str = history.HEADRACE) ->
     return RunState(after["state"])
 
 
-def call_off(tx: Transaction, row: Any, reason: str) -> None:
+def call_off(
+    tx: Transaction, row: Any, reason: str, kind: str = "cancelled", advice: str = "retry it with `headrace retry`"
+) -> None:
     """waiting | running | retrying → cancelled; of a running run the worker has gone."""
-    end(
-        tx,
-        row,
-        RunState.CANCELLED,
-        {"kind": "cancelled", "message": reason, "advice": "retry it with `headrace retry`"},
-    )
+    end(tx, row, RunState.CANCELLED, {"kind": kind, "message": reason, "advice": advice})
 
 
 def end(tx: Transaction, row: Any, state: RunState, error: dict[str, Any] | None, **values: Any) -> None:
@@ -299,7 +345,7 @@ def retry(tx: Transaction, id: int, reason: str, by: str = history.HEADRACE) -> 
         raise Conflict(
             f"run {id} is {row.state}; only a failed or cancelled one can be retried (`headrace retrain {row.model}` trains anew)"
         )
-    new = _ask(tx, row.model, reason)
+    new = _ask(tx, row.model, reason, again=True)
     history.note(tx, "retry", f"run {id}", by, reason, model=row.model, before={"state": row.state}, after={"run": new})
     return new
 

@@ -27,25 +27,49 @@ class Release:
     commit: str
     declaration: Declaration
     seen_at: datetime
+    content: str | None = None  # unknown of one that was read by an earlier version
+    moved_from: str | None = None  # the commit that its tag was on before
 
 
-def adopted(tx: Transaction, model_name: str, name: str, commit: str, declared: Declaration) -> bool:
-    """Put a valid release in force; False when it is the one in force already. `planning.adopt` is the whole step."""
-    now = in_force(tx, model_name)
-    if now is not None and (now.name, now.commit) == (
-        name,
-        commit,
-    ):  # also when a newer one that was refused is gone again
-        tx.execute(update(model).where(model.c.name == model_name).values(seen_id=now.id))
+def describe(release: Release) -> str:
+    """Why it is a reason to train."""
+    if release.moved_from is not None:
+        return f"tag {release.name} was moved from {release.moved_from[:12]} to {release.commit[:12]}"
+    return f"new release {release.name}"
+
+
+def same(one: Release, other: Release) -> bool:
+    """Whether a training of one would be a training of the other, given the same data."""
+    if one.declaration.datasets != other.declaration.datasets:
         return False
-    id = _store(tx, model_name, name, commit, declaration=declared.model_dump_json())
+    if one.content is None or other.content is None:
+        return one.commit == other.commit
+    return one.content == other.content
+
+
+def adopted(
+    tx: Transaction, model_name: str, name: str, commit: str, declared: Declaration, content: str | None, *, tag: bool
+) -> Release | None:
+    """Put a valid release in force; None when it is the one in force already. `planning.adopt` is the whole step."""
+    now = in_force(tx, model_name)
+    if now is not None and (now.name, now.commit) == (name, commit) and _agree(now.content, content):
+        # also when a newer one that was refused is gone again
+        tx.execute(update(model).where(model.c.name == model_name).values(seen_id=now.id))
+        return None
+    values = {"declaration": declared.model_dump_json(), "content": content}
+    id = _store(tx, model_name, name, commit, tag=tag, **values)
     tx.execute(update(model).where(model.c.name == model_name).values(release_id=id, seen_id=id, error=None))
     tx.kept.pop((_IN_FORCE, model_name), None)
-    return True
+    return find(tx, id)
+
+
+def _agree(known: str | None, content: str | None) -> bool:
+    """The same commit holds something else only where the operator has named another directory of it."""
+    return known is None or content is None or known == content
 
 
 @transition
-def refused(tx: Transaction, model_name: str, name: str, commit: str, why: str) -> None:
+def refused(tx: Transaction, model_name: str, name: str, commit: str, why: str, *, tag: bool = False) -> None:
     """Note an invalid release with its reason; the release before it stays in force.
 
     release: none → refused
@@ -57,16 +81,28 @@ def refused(tx: Transaction, model_name: str, name: str, commit: str, why: str) 
     row = seen(tx, model_name)
     if row is not None and (row.name, row.commit, row.refusal) == (name, commit, why):
         return
-    id = _store(tx, model_name, name, commit, refusal=why)
+    id = _store(tx, model_name, name, commit, tag=tag, refusal=why)
     tx.execute(update(model).where(model.c.name == model_name).values(seen_id=id))
     data = {"model": model_name, "release": name, "commit": commit, "reason": why}
     deliveries.tell(tx, NoticeType.RELEASE_REFUSED, model_name, model_name, data)
 
 
-def _store(tx: Transaction, model_name: str, name: str, commit: str, **values: Any) -> int:
+def _store(tx: Transaction, model_name: str, name: str, commit: str, *, tag: bool, **values: Any) -> int:
     ensure(tx, model_name)
-    statement = insert(release).values(model=model_name, name=name, commit=commit, seen_at=tx.now, **values)
-    return int(tx.execute(statement).inserted_primary_key[0])
+    values |= {"model": model_name, "name": name, "commit": commit, "seen_at": tx.now}
+    values["moved_from"] = _moved_from(tx, model_name, name, commit) if tag else None
+    return int(tx.execute(insert(release).values(**values)).inserted_primary_key[0])
+
+
+def _moved_from(tx: Transaction, model_name: str, name: str, commit: str) -> str | None:
+    """Where a tag of this name was when it was seen last, if that was another commit."""
+    same_name = select(release).where(release.c.model == model_name, release.c.name == name)
+    row = tx.execute(same_name.order_by(release.c.id.desc()).limit(1)).first()
+    if row is None:
+        return None
+    if row.commit == commit:  # a refused one that is judged again was told of by its refusal only
+        return cast("str | None", row.moved_from) if row.refusal is not None else None
+    return str(row.commit)
 
 
 def ensure(tx: Transaction, model_name: str) -> None:
@@ -135,7 +171,8 @@ def looks(tx: Transaction) -> dict[str, Any]:
 
 
 def _release(row: Any) -> Release:
-    return Release(row.id, row.model, row.name, row.commit, _declared(row.declaration), row.seen_at)
+    declared = _declared(row.declaration)
+    return Release(row.id, row.model, row.name, row.commit, declared, row.seen_at, row.content, row.moved_from)
 
 
 @lru_cache(1024)

@@ -149,6 +149,8 @@ release = Table(
     C("commit", String(40), nullable=False),
     C("declaration", Text),
     C("refusal", Text),  # why it is not valid; the release before stays in force
+    C("content", String(80)),  # digest of all in it that decides what a training makes of it
+    C("moved_from", String(40)),  # the commit that a tag of this name was on before
     C("seen_at", Instant, nullable=False),
 )
 
@@ -172,6 +174,7 @@ run = Table(
     C("state", String(20), nullable=False),
     C("reason", Text, nullable=False),
     C("asked", Boolean, nullable=False, default=False),  # a person or a new release asked: due at once
+    C("again", Boolean),  # a person asked although nothing has changed
     C("release_id", ForeignKey("release.id"), nullable=False),  # frozen with the cut at the first claim
     C("compute_class", String(64), nullable=False),
     C("planned_at", Instant, nullable=False),

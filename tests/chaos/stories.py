@@ -132,7 +132,7 @@ class Cast:
         """A person promotes what awaits a word, pins it, and goes back to the one before."""
         model = self.manual
         known = {one["version"] for one in model.versions()}
-        self.arena.post("/v1/runs", {"model": model.name}) if known else model.insert()
+        self.arena.post("/v1/runs", {"model": model.name, "again": True}) if known else model.insert()
         self.arena.wait("a version", lambda: {one["version"] for one in model.versions()} - known)
         self._trained(model)
         served = (model.get()["champion"] or {}).get("version")

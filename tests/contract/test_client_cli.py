@@ -261,6 +261,7 @@ def test_following_a_log_goes_over_to_the_next_attempt(twin: Twin, capsys: pytes
     ("words", "path", "body"),
     [
         (["retrain", MODEL, "--reason", "new gate"], "/v1/runs", {"model": MODEL, "reason": "new gate"}),
+        (["retrain", MODEL, "--again"], "/v1/runs", {"model": MODEL, "again": True}),
         (["cancel", "17"], "/v1/runs/17/cancel", {}),
         (["retry", "17"], "/v1/runs/17/retry", {}),
         (["resume", MODEL, "--reason", "mended"], f"/v1/models/{MODEL}/resume", {"reason": "mended"}),

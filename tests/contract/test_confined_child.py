@@ -22,7 +22,7 @@ from services.trainer.failures import AttemptFailed
 from services.trainer.limits import machine_memory
 from services.trainer.users import Users
 from shared import declaration
-from shared.catalog import Limits
+from shared.catalog import Limits, Model
 from shared.errors import ConfigurationError, Unavailable
 from shared.ledger.releases import Release
 from shared.logs import DiskLogs
@@ -334,7 +334,7 @@ def test_what_the_trainer_prepares_can_be_read_by_a_user_of_its_own_and_not_foun
         told = {"ledger_url": "sqlite://", "redis_url": "r", "blobs_url": "b", "logs_url": "l", "child_uids": UIDS}
         workshop = Workshop(Settings(state_dir=state, **told))
         release = Release(1, "m", "v1", commit, declaration.example(), datetime.now(UTC))
-        with workshop.prepared(repository.as_uri(), release, lambda _: None) as prepared:
+        with workshop.prepared(Model(repository=repository.as_uri()), release, lambda _: None) as prepared:
             environment = prepared.python.parent.parent
             code = f"""
 import os

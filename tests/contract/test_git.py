@@ -329,6 +329,37 @@ def test_the_files_of_a_commit_are_written_as_they_are_stored(
     assert not os.access(work / "src/a.py", os.X_OK)
 
 
+def test_two_models_of_one_repository_are_fetched_once_and_see_nothing_of_each_other(
+    repository: Repository, mirror: Mirror, tmp_path: Path
+) -> None:
+    (repository.path / "models/churn").mkdir(parents=True)
+    (repository.path / "models/churn/same.py").symlink_to("model.py")
+    repository.tree(("160000", "vendored", "1" * 40))
+    files = {"models/churn/model.py": "churn", "models/churn-2/model.py": "other", "docs/logo.png": POINTER}
+    commit = repository.commit(files)
+    mirror.checkout(commit, tmp_path / "churn", "models/churn")
+    repository.path.rename(tmp_path / "server is away")
+    mirror.checkout(commit, tmp_path / "other", "models/churn-2")
+    assert sorted(path.name for path in (tmp_path / "churn").iterdir()) == ["model.py", "same.py"]
+    assert (tmp_path / "churn/same.py").read_text() == "churn"
+    assert (tmp_path / "other/model.py").read_text() == "other"
+    assert mirror.show(commit, "models/churn-2/model.py", 100) == b"other"
+    assert [entry.path for entry in mirror.check(commit, "models/churn")] == ["model.py", "same.py"]
+    with pytest.raises(Refused, match=r"lfs_pointer_found: docs/logo\.png"):
+        mirror.check(commit)
+    for place in ("models/prices", "models/churn/model.py", "models/churn/same.py"):
+        with pytest.raises(Refused, match=f"no directory {place}"):
+            mirror.checkout(commit, tmp_path / "none", place)
+
+
+def test_a_link_out_of_a_models_directory_is_refused(repository: Repository, mirror: Mirror, tmp_path: Path) -> None:
+    (repository.path / "churn").mkdir()
+    (repository.path / "churn/shared.py").symlink_to("../shared.py")
+    commit = repository.commit({"shared.py": "x = 1"})
+    with pytest.raises(Refused, match="leads out of the repository"):
+        mirror.checkout(commit, tmp_path / "work", "churn")
+
+
 def test_a_moved_tag_does_not_move_what_was_resolved(repository: Repository, mirror: Mirror, tmp_path: Path) -> None:
     repository.commit({"model.py": "first"}, tag="v1.0")
     name, commit = resolve("latest", mirror.remote_refs())
@@ -499,7 +530,7 @@ def test_git_runs_without_the_secrets_and_the_configuration_of_its_surroundings(
     monkeypatch.setenv("GIT_CONFIG_COUNT", "broken")
     monkeypatch.setenv("DATABASE_PASSWORD", "secret")
     assert mirror.remote_refs() == {"refs/heads/main": commit}
-    assert "DATABASE_PASSWORD" not in mirror._environment()
+    assert "DATABASE_PASSWORD" not in mirror._environment("ssh")
 
 
 def test_hooks_filters_and_submodule_files_of_a_repository_run_nothing(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shared.errors import Conflict, Fenced
-from shared.ledger import Ledger, Transaction, attempts, deliveries, fates, planning, runs
+from shared.ledger import Ledger, Transaction, attempts, deliveries, fates, planning, runs, unchanged
 from shared.ledger.attempts import Claim, Failure
 from shared.lifecycle import RunState
 from tests.ledgers import CONFIG, LEASE, HandClock, adopt, claim, finish, grow, put_config, serve, waiting
@@ -66,7 +66,7 @@ def test_a_claim_carries_all_that_an_attempt_needs(ledger: Ledger, claimed: Clai
     assert claimed.champion is None
     row = state(ledger, claimed.run)
     assert (row.state, row.lease_owner, row.due_at) == (RunState.RUNNING, "w1", None)
-    assert row.cut_digest == claimed.cut_digest == attempts.digest(row.cut)
+    assert row.cut_digest == claimed.cut_digest == unchanged.digest(row.cut)
 
 
 def test_a_claim_names_the_champion_with_its_code_and_cut(ledger: Ledger) -> None:

@@ -36,7 +36,8 @@ from shared.ledger.tables import metadata
 from tests import ledgers
 from tests.postgres_server import Postgres
 
-OLDER = ["0001", "0002", "0003", "0004"]
+NEWEST = schema._known()[-1]
+OLDER = ["0001", "0002", "0003", "0004", "0005"]
 Rows = dict[str, list[dict[str, Any]]]
 
 
@@ -134,7 +135,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     scripts = tmp_path / "migrations"
     shutil.copytree(Path(schema.__file__).parent / "migrations", scripts)
     (scripts / "versions" / "9999_bad.py").write_text(
-        "from alembic import op\nimport sqlalchemy as sa\nrevision, down_revision = '9999', '0005'\n"
+        f"from alembic import op\nimport sqlalchemy as sa\nrevision, down_revision = '9999', '{NEWEST}'\n"
         "def upgrade():\n    op.create_table('half', sa.Column('id', sa.Integer))\n    op.execute('UPDATE run SET sentence = 1')\n"
         "    op.execute('SELECT no_such_thing')\n"
     )
@@ -145,7 +146,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_a_migration_that_fails_leaves_the_ledger_as_it_was(url: str, past: Rows, broken: None) -> None:
-    ledger = upgrade(url, "0005")
+    ledger = upgrade(url, NEWEST)
     kept = fill(ledger, past)
     with pytest.raises(Exception, match="no_such_thing"):
         migrate(url)
@@ -154,7 +155,7 @@ def test_a_migration_that_fails_leaves_the_ledger_as_it_was(url: str, past: Rows
         assert [row.sentence for row in tx.execute(select(metadata.tables["run"]))] == [
             row["sentence"] for row in kept["run"]
         ]
-        assert schema._revision(tx) == "0005"
+        assert schema._revision(tx) == NEWEST
     ledger.close()
 
 
@@ -172,9 +173,7 @@ def test_a_ledger_of_a_later_version_is_refused_and_left_alone(url: str, act: Ca
     ledger = Ledger(url)
     with ledger.engine.begin() as by_hand:
         by_hand.exec_driver_sql("UPDATE alembic_version SET version_num = '0999'")
-    said = (
-        r"has schema 0999, which this program does not know \(it knows 0001 to 0005\).*`python -m stack restore COPY`"
-    )
+    said = rf"has schema 0999, which this program does not know \(it knows 0001 to {NEWEST}\).*`python -m stack restore COPY`"
     with pytest.raises(ConfigurationError, match=said):
         act(url)
     ledger.close()

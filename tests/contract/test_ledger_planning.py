@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from shared.arrivals import Report
 from shared.errors import Conflict, NotFound
-from shared.ledger import Ledger, arrivals, deliveries, planning, runs, workers
+from shared.ledger import Ledger, arrivals, attempts, deliveries, fates, planning, runs, workers
 from shared.ledger.tables import run
 from shared.lifecycle import RunState
 from tests.ledgers import CONFIG, START, HandClock, adopt, claim, declare, finish, grow, put_config, train, waiting
@@ -172,6 +172,48 @@ def test_what_is_asked_for_joins_the_waiting_run_and_is_due_at_once(ledger: Ledg
         assert runs.find(tx, first).reason == "1 new rows in flights; alice wants it"
     assert claim(ledger, first) is not None
     assert ask(ledger) != first
+
+
+def test_what_was_trained_already_is_trained_again_only_if_a_person_insists(ledger: Ledger) -> None:
+    adopt(ledger)
+    run = train(ledger)
+    with pytest.raises(Conflict, match=rf"nothing has changed since run {run}: .*`headrace retrain delays --again`"):
+        ask(ledger)
+    with ledger.write() as tx:
+        again = planning.ask(tx, "delays", "another seed", again=True)
+    claimed = claim(ledger, again)
+    assert claimed is not None
+    finish(ledger, claimed)
+    grow(ledger, 1)
+    assert claim(ledger, ask(ledger)) is not None
+
+
+def test_a_run_that_has_nothing_new_to_train_when_its_turn_comes_is_called_off(ledger: Ledger) -> None:
+    adopt(ledger)
+    run = train(ledger)
+    adopt(ledger, name="v2.0.0", commit="b" * 40)
+    adopt(ledger, name="v1.0.1")  # the tag v2.0.0 is gone again
+    left = waiting(ledger)
+    assert claim(ledger, left) is None
+    with ledger.read() as tx:
+        row = runs.find(tx, left)
+        assert (row.state, row.error["kind"]) == (RunState.CANCELLED, "unchanged")
+        assert row.error["message"] == f"nothing has changed since run {run}: the same code and the same data"
+        assert "--again" in row.error["advice"]
+        assert [one.kind for one in fates.of_arrival(tx, 1)] == ["trained"]
+
+
+def test_what_has_failed_is_tried_again_without_insisting(ledger: Ledger) -> None:
+    adopt(ledger)
+    train(ledger)
+    with ledger.write() as tx:
+        again = planning.ask(tx, "delays", "another seed", again=True)
+    claimed = claim(ledger, again)
+    assert claimed is not None
+    with ledger.write() as tx:
+        attempts.fail(tx, claimed.run, claimed.token, attempts.Failure("author_error", "no luck"), {})
+        new = planning.retry(tx, claimed.run, "once more")
+    assert claim(ledger, new) is not None
 
 
 def test_a_model_without_a_release_cannot_be_asked_for(ledger: Ledger) -> None:

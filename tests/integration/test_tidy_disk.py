@@ -225,7 +225,7 @@ def test_a_janitor_that_takes_all_it_can_disturbs_no_build_and_no_use(
 
     def work(index: int) -> None:
         for _ in range(3):
-            with workshop.prepared(url, found[index], lambda text: None) as prepared:
+            with workshop.prepared(catalog.Model(repository=url), found[index], lambda text: None) as prepared:
                 imports(prepared.python, REQUIREMENTS[index])
                 assert (prepared.checkout / "requirements.txt").exists()
 

@@ -61,6 +61,7 @@ class World:
             "release": "latest",
             "class": "standard",
             "dataset": "",
+            "model": "",
             "poll": "200ms",
         }
 
@@ -73,6 +74,7 @@ class World:
         repository = "{self.options["repository"]}"
         release = "{self.options["release"]}"
         release_poll = "1s"
+        {self.options["model"]}
         [compute_classes.{self.options["class"]}]
         {self.options["dataset"]}
         """
@@ -163,9 +165,9 @@ class World:
         with self.ledger.read() as tx:
             return next((row for row in datasets.find_all(tx) if row.name == "flights"), None)
 
-    def release(self) -> tuple[str, str] | None:
+    def release(self, model: str = "delays") -> tuple[str, str] | None:
         with self.ledger.read() as tx:
-            found = releases.in_force(tx, "delays")
+            found = releases.in_force(tx, model)
         return (found.name, found.commit) if found else None
 
     def why(self) -> str:
@@ -383,7 +385,7 @@ def test_a_release_that_cannot_be_read_says_what_it_lacks(world: World, pyprojec
     assert says in world.why()
 
 
-def test_a_moved_tag_is_a_new_release(world: World) -> None:
+def test_a_moved_tag_is_a_new_release_and_its_move_is_told(world: World) -> None:
     world.create_table()
     first = world.commit(PYPROJECT, "v1.0.0")
     world.configure()
@@ -392,6 +394,52 @@ def test_a_moved_tag_is_a_new_release(world: World) -> None:
     second = world.commit(PYPROJECT, "v1.0.0")
     assert second != first
     until(lambda: world.release() == ("v1.0.0", second), world)
+    assert f"Its tag v1.0.0 was moved from {first[:12]} to {second[:12]}" in world.why()
+
+
+@pytest.mark.parametrize(
+    ("act", "says"),
+    [
+        (("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},vendored"), "vendored is a submodule"),
+        (("add", "--all"), "lfs_pointer_found: model.bin"),
+    ],
+)
+def test_a_release_that_could_not_be_checked_out_is_refused_at_once(
+    world: World, act: tuple[str, ...], says: str
+) -> None:
+    world.create_table()
+    first = world.commit(PYPROJECT, "v1.0.0")
+    world.configure()
+    world.start()
+    until(lambda: world.release() == ("v1.0.0", first), world)
+    (world.repository / "model.bin").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2\nsize 9\n"
+    )
+    world.git(*act)
+    world.git("commit", "--quiet", "--message=change")
+    world.git("tag", "v1.1.0")
+    until(lambda: "Release v1.1.0 was refused; v1.0.0 stays in force" in world.why(), world)
+    assert says in world.why()
+
+
+def test_models_of_one_repository_have_tags_of_their_own(world: World) -> None:
+    world.create_table()
+    for name in ("delays", "prices"):
+        (world.repository / "models" / name).mkdir(parents=True)
+        (world.repository / "models" / name / "pyproject.toml").write_text(PYPROJECT)
+    first = world.commit(None, "delays-v1.0.0")
+    world.git("tag", "prices-v2.0.0rc1")
+    world.configure(
+        model='subdirectory = "models/delays"\ntags = "delays-*"',
+        dataset=f'[models.prices]\nrepository = "{world.repository}"\nsubdirectory = "models/prices"\ntags = "prices-*"\n'
+        'prereleases = true\nrelease_poll = "1s"',
+    )
+    world.start()
+    until(lambda: world.release() and world.release("prices"), world)
+    assert world.release() == ("delays-v1.0.0", first)
+    assert world.release("prices") == ("prices-v2.0.0rc1", first)
+    world.configure(model='subdirectory = "models/weather"\ntags = "delays-*"')
+    until(lambda: "has no directory models/weather" in world.why(), world)
 
 
 def test_a_branch_is_followed_and_a_commit_stays(world: World) -> None:

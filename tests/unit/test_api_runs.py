@@ -220,3 +220,11 @@ def test_an_offset_beyond_the_end_is_answered_at_once_with_the_end(api: Api) -> 
 def test_a_long_poll_ends_when_its_time_is_over(api: Api) -> None:
     running(api)
     assert log(api, wait=0.1) == {"text": "", "offset": 0, "attempt": 1, "done": False}
+
+
+def test_what_was_trained_already_is_trained_again_only_if_a_person_insists(api: Api) -> None:
+    train(api)
+    refused = api.post("/v1/runs", {"model": "delays"})
+    assert refused.status_code == 409
+    assert "--again" in refused.json()["detail"]
+    assert api.post("/v1/runs", {"model": "delays", "again": True}).status_code == 202

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
 from services.ingest_watcher.loop import Wake
+from shared import content
 from shared.catalog import Model, check_declaration
 from shared.declaration import Declaration, parse
 from shared.errors import HeadraceError, Refused
@@ -20,6 +22,14 @@ FILE = "pyproject.toml"
 NOTE_S = 10.0
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a commit says of itself, and the digest of what it trains."""
+
+    declared: Declaration
+    content: str
 
 
 class ReleaseWatch:
@@ -53,40 +63,46 @@ class ReleaseWatch:
     def _look(self, config: InForce, wanted: Model) -> bool:
         """Take in what the repository offers; False when another watcher or a new configuration came between, and it must be done again."""
         before = self._newest_seen()
-        mirror = Mirror(self._mirrors, wanted.repository, allow_local=True)
+        mirror = Mirror(self._mirrors, wanted.repository, allow_local=True, credentials=wanted.credentials)
         fixed = wanted.release != "latest" and ":" not in wanted.release  # a commit: nothing can move it
         refs = {} if fixed else mirror.remote_refs()
         name, commit = resolve(wanted.release, refs, pattern=wanted.tags, prereleases=wanted.prereleases)
         if self._judged == (config.digest, name, commit):
             return True
         mirror.fetch(commit)
-        declared = self._read(mirror, commit, config)
+        read, tag = (
+            self._read(mirror, commit, config, wanted),
+            wanted.release == "latest" or wanted.release.startswith("tag:"),
+        )
         with self._ledger.write() as tx:
             tx.lock("configuration", shared=True)  # what the release was judged by stays in force until it is adopted
             if configuration.in_force(tx).digest != config.digest or _id(releases.seen(tx, self._model)) != before:
                 return False
-            if isinstance(declared, Refused):
-                releases.refused(tx, self._model, name, commit, declared.message)
+            if isinstance(read, Refused):
+                releases.refused(tx, self._model, name, commit, read.message, tag=tag)
             else:
-                planning.adopt(tx, self._model, name, commit, declared)
+                planning.adopt(tx, self._model, name, commit, read.declared, content=read.content, tag=tag)
         self._judged = config.digest, name, commit
-        log.info("release.seen", model=self._model, release=name, commit=commit, refused=isinstance(declared, Refused))
+        log.info("release.seen", model=self._model, release=name, commit=commit, refused=isinstance(read, Refused))
         return True
 
     def _newest_seen(self) -> int | None:
         with self._ledger.read() as tx:
             return _id(releases.seen(tx, self._model))
 
-    def _read(self, mirror: Mirror, commit: str, config: InForce) -> Declaration | Refused:
+    def _read(self, mirror: Mirror, commit: str, config: InForce, wanted: Model) -> Read | Refused:
+        below = wanted.subdirectory
         try:
-            text = mirror.show(commit, FILE, MAX_BYTES)
+            files = mirror.check(commit, below)
+            text = mirror.show(commit, f"{below}/{FILE}" if below else FILE, MAX_BYTES)
             if text is None:
-                raise Refused(f"{FILE} is missing at the top of the repository; add one with a table [tool.headrace]")
+                where = below or "at the top of the repository"
+                raise Refused(f"{FILE} is missing {'in ' * bool(below)}{where}; add one with a table [tool.headrace]")
             declared = parse(text)
             check_declaration(declared, config.catalog, self._model)
+            return Read(declared, content.digest(files, declared, text))
         except Refused as refusal:
             return refusal
-        return declared
 
     def _note(self, error: str | None) -> None:
         """Write down that the repository was looked at: at once when the answer is another one, else now and then."""

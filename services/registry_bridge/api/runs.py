@@ -123,6 +123,7 @@ class RunRequest(Strict):
 
     model: ModelName
     reason: Reason | None = None
+    again: bool = Field(False, description="train although neither code nor data has changed since the last training")
 
 
 class Why(Strict):
@@ -226,7 +227,8 @@ def show_run(_: Reader, stores: Here, id: RunId) -> Run:
 def retrain(caller: Operator, stores: Here, asked: Annotated[RunRequest, body(RunRequest)], answer: Response) -> Run:
     """Retrain a model now: plans a run, or makes the waiting one due."""
     with stores.ledger.write() as tx:
-        id = planning.ask(tx, asked.model, asked.reason or f"{caller.name} asked for it", caller.name)
+        reason = asked.reason or f"{caller.name} asked for it"
+        id = planning.ask(tx, asked.model, reason, caller.name, again=asked.again)
         answer.headers["Location"] = f"/v1/runs/{id}"
         return describe(tx, runs.find(tx, id))
 

@@ -80,6 +80,7 @@ def _runs(commands: Any) -> None:
         commands, "retrain", "runs", "train a model now", 'headrace retrain flight-delays --reason "new gate"'
     )
     retrain.add_argument("model", metavar="MODEL")
+    retrain.add_argument("--again", action="store_true", help="also if nothing has changed since the last training")
     cancel = _command(commands, "cancel", "runs", "stop a run", 'headrace cancel 17 --reason "wrong table"')
     retry = _command(commands, "retry", "runs", "try a failed or cancelled run again", "headrace retry 17")
     resume = _command(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Dict, Mapping, Optional, Sequence
 
 from headrace.cli import show
 from headrace.connection import api_path, connect
@@ -23,7 +23,9 @@ def run(arguments: Namespace) -> None:
 
 
 def retrain(arguments: Namespace) -> None:
-    body = {"model": arguments.model, **_reason(arguments.reason)}
+    body: Dict[str, Any] = {"model": arguments.model, **_reason(arguments.reason)}
+    if arguments.again:  # an older platform does not know the word
+        body["again"] = True
     found = connect().post(api_path("runs"), body)
     _done(
         found,
