@@ -10,6 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
+from headrace.job import LOADER
+
 from services.trainer import child
 from services.trainer.checkout import Prepared
 from services.trainer.heart import Beat, Heart
@@ -64,7 +66,7 @@ def train(
     (scratch / "output").mkdir(parents=True)
     job = {
         "action": "train", "run": "1", "model": "m", "source_roots": [str(place / "src")], "train": "hostile:train", "evaluate": None,
-        "predict": "builtins:id", "load": None, "loader": str(child.LOADER), "output": str(scratch / "output"), "scratch": str(scratch),
+        "predict": "builtins:id", "load": None, "loader": str(LOADER), "output": str(scratch / "output"), "scratch": str(scratch),
         "datasets": {}, "parameters": {}, "resume": str(resume) if resume else None,
     }  # fmt: skip
     prepared = Prepared(place / "src", Path(python), "")

@@ -10,11 +10,11 @@ from typing import Any
 import structlog
 from celery import Celery
 from celery.signals import worker_init, worker_shutdown, worker_shutting_down
+from headrace.job import HARNESS
 
 from services.trainer import tasks
 from services.trainer.attempt import Trainer
 from services.trainer.checkout import Workshop
-from services.trainer.child import HARNESS
 from services.trainer.claims import LedgerClaims, LedgerScores, LedgerWork
 from services.trainer.evaluate import Evaluator
 from services.trainer.failures import Stopped

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,15 +11,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import headrace
+from headrace import job
+from headrace.outcome import MAX_RESULT_BYTES, Result, oom_kills, understand
 from headrace.warden import Confined, Ending, Warded
 
-from services.trainer import metrics
 from services.trainer.checkout import Prepared
-from services.trainer.events import Events, text
-from services.trainer.failures import AttemptFailed, Lost, Stopped
+from services.trainer.events import Events
+from services.trainer.failures import AttemptFailed, Lost, Stopped, explained
 from services.trainer.heart import Heart
-from services.trainer.limits import Silence, Watched, oom_kills
+from services.trainer.limits import Silence, Watched
 from services.trainer.shares import GPUS, Share
 from services.trainer.usage import Meter
 from services.trainer.users import Users
@@ -32,21 +30,10 @@ from shared.errors import ConfigurationError, Refused
 from shared.logs import Logs, Pump
 from shared.points import point
 
-HARNESS = Path(headrace.__file__).with_name("harness.py")
-LOADER = Path(headrace.__file__).with_name("loader.py")
 GRACE_S = 5.0
 SLICE_S = 0.1
 SPARE_TASKS = 50
-_SAID = ("author_error", "invalid_metric", "bad_output", "disk_limit", "out_of_memory")
 _START, _WATCH = point("child start", __name__), point("child end", __name__)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What the harness says of a child that did its work: metrics of `evaluate`, and seconds of each phase."""
-
-    metrics: dict[str, float] | None
-    seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -67,13 +54,9 @@ class Work:
 def run(work: Work, prepared: Prepared, users: Users, logs: Logs, heart: Heart) -> Result:
     """Run the harness to its end, within its limits and as a user that `users` lends. Raises `AttemptFailed` with the reason, or `Stopped`
     after the child's tree is gone."""
-    work.scratch.mkdir(parents=True, exist_ok=True)
-    work.scratch.chmod(0o700)
-    job = work.scratch / "job.json"
-    job.write_text(json.dumps(work.job))
+    argv = job.command(prepared.python, job.write(work.job, work.scratch))
     written = work.scratch / "output.log"
     written.touch(mode=0o600)
-    argv = [str(prepared.python), "-I", str(HARNESS), str(job)]
     with users.one() as uid, Pump(logs, work.log_name, written, max_bytes=work.limits.log):
         if uid is not None:
             users.hand_over(work.scratch, uid)
@@ -105,15 +88,8 @@ def environment(
                 "start the worker with it",
             )
         passed[name] = value
-    home = scratch / "home"
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
     return {
-        "PATH": f"{prepared.python.parent}:/usr/local/bin:/usr/bin:/bin",
-        "HOME": str(home),
-        "TMPDIR": str(home),
-        "LANG": "C.UTF-8",
-        "PYTHONUNBUFFERED": "1",
-        "HEADRACE_RUN_ID": str(run),
+        **job.variables(prepared.python, str(run), scratch),
         **{name: value for name, value in share.variables().items() if name in GPUS or name not in passed},
         **{name: value for name, value in passed.items() if name not in GPUS},
     }
@@ -173,45 +149,8 @@ def _stop(child: Warded, work: Work, events: Events, why: Stopped) -> None:
 def _read_result(path: Path, ending: Ending, killed_before: int) -> Result:
     try:
         with open_plain(path) as stream:
-            result = json.loads(stream.read(10_000_000))
-        if not isinstance(result, dict):
-            raise ValueError("not an object")
-    except (OSError, Refused, ValueError, RecursionError):
-        raise _ended_without_result(ending, killed_before) from None
-    if result.get("ok") is True and ending.ok:
-        return _result(result)
-    if result.get("ok") is True:
-        raise _ended_without_result(ending, killed_before)
-    if result.get("kind") == "stopped":  # by a SIGTERM that did not come from us
-        raise AttemptFailed("killed", "the training was told to stop by a SIGTERM from outside", transient=True)
-    kind = result.get("kind")
-    trace = f"\n{text(result['traceback'])}" if result.get("traceback") else ""
-    raise AttemptFailed(
-        kind if kind in _SAID else "author_error", f"{text(result.get('message', 'no message'))}{trace}"[:8000]
-    )
-
-
-def _result(said: dict[str, Any]) -> Result:
-    """The author's code shares the harness's process, so what it says is checked like any other input."""
-    try:
-        found = metrics.check(said["metrics"]) if said.get("metrics") is not None else None
-        seconds = metrics.check(said.get("seconds", {}))
-    except Refused as error:
-        raise AttemptFailed("bad_output", error.message, "mend the code and tag a new release") from error
-    return Result(found, seconds)
-
-
-def _ended_without_result(ending: Ending, killed_before: int) -> AttemptFailed:
-    if ending.signal == signal.SIGXFSZ:
-        return AttemptFailed(
-            "disk_limit", "it wrote a file larger than its limit", "raise limits.disk of the model in headrace.toml"
-        )
-    if ending.signal == signal.SIGKILL and oom_kills() > killed_before:
-        message = "the kernel killed it, for the memory of the machine, or of the container, had run out"
-        return AttemptFailed("out_of_memory", message, transient=True)
-    if ending.signal == signal.SIGSEGV:
-        advice = "a compiled library crashed: try other versions of those that it imports"
-        return AttemptFailed("killed", f"the training process was {ending}", advice, transient=True)
-    if ending.signal is not None or ending.code is None:
-        return AttemptFailed("killed", f"the training process was {ending}", transient=True)
-    return AttemptFailed("bad_exit", f"the training process ended with {ending} and left no result")
+            said: bytes | None = stream.read(MAX_RESULT_BYTES)
+    except (OSError, Refused):
+        said = None
+    with explained():
+        return understand(said, ending, lambda: oom_kills() > killed_before)

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from headrace.outcome import text
+
 from services.trainer.told import Metrics, Told
 from shared.blobs import open_plain
 from shared.errors import Refused
@@ -55,8 +57,3 @@ class Events:
                 self._news = True
             case "listens":
                 self.listens = True
-
-
-def text(value: object) -> str:
-    """Text that can be stored and sent: what the author's code says may hold halves of characters, as file names in another encoding do."""
-    return str(value).encode(errors="replace").decode()

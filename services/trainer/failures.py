@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from headrace.outcome import ADVICE, RunFailed
+
 from shared.errors import HeadraceError, Permanent, Transient
 from shared.ledger.attempts import Failure
-
-_MEND = "mend the code and tag a new release; `headrace logs` has the whole output"
-ADVICE = {
-    "author_error": _MEND,
-    "invalid_metric": "return finite numbers under plain names from evaluate(), and log no others",
-    "bad_output": "return the model from train(), or save plain files into job.output",
-    "bad_exit": _MEND,
-    "out_of_memory": "train on fewer rows or smaller batches, or choose a compute_class with more memory",
-    "killed": "look into the log of the machine for what killed it",
-    "time_limit": "raise time_limit in headrace.toml or make the training shorter",
-    "no_output": "raise limits.silence of the model in headrace.toml, or print or call job.progress more often",
-    "configuration": "set what is missing where the worker runs, and `headrace retry`",
-    "repository": "see that the worker reaches the repository; `headrace why` has the watcher's last look at it",
-    "environment": "mend the requirements and tag a new release",
-    "infrastructure": "look at the worker's own log, its disk and its memory",
-    "refused": _MEND,
-}
-"""What a person can do, by the kind of a failure, where whoever met it knew nothing better."""
 
 
 class AttemptFailed(HeadraceError):
@@ -30,6 +17,15 @@ class AttemptFailed(HeadraceError):
     def __init__(self, kind: str, message: str, advice: str = "", *, transient: bool = False) -> None:
         super().__init__(message)
         self.failure = Failure(kind, message, advice or ADVICE.get(kind, ""), transient)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """What the client package says of a failure, as that of an attempt."""
+    try:
+        yield
+    except RunFailed as error:
+        raise AttemptFailed(error.kind, error.message, error.advice, transient=error.transient) from error
 
 
 class Stopped(HeadraceError):

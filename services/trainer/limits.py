@@ -99,15 +99,6 @@ def _size_of(path: Path) -> int:
         return -1
 
 
-def oom_kills(counters: Path = Path("/proc/vmstat")) -> int:
-    """How many processes the kernel has killed for want of memory, on this machine since its start; 0 where it does not say."""
-    with suppress(OSError):
-        for line in counters.read_text().splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return 0
-
-
 class Pace:
     """Lets a look be taken every `pause_s`, and less often the longer it takes."""
 

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
-import sys
 from pathlib import Path
+
+from headrace.outcome import check_metrics
 
 from shared.errors import Refused
 
-MAX_METRICS = 1000
 MAX_BYTES = 50_000_000
 
 
 def check(value: object) -> dict[str, float]:
     """The metrics as they are; raises `Refused` (`invalid_metric`)."""
-    if not isinstance(value, dict) or len(value) > MAX_METRICS:
-        raise Refused(f"invalid_metric: evaluate() must return a dictionary of at most {MAX_METRICS:,} metrics")
-    for name, number in value.items():
-        if not isinstance(name, str) or not 0 < len(name) <= 250 or not name.isprintable():
-            raise Refused("invalid_metric: a metric has a name of 1 to 250 printable characters")
-        if type(number) not in (int, float) or abs(number) > sys.float_info.max or math.isnan(number):
-            raise Refused(f"invalid_metric: {name} is no finite number")
-    return {name: float(number) for name, number in value.items()}
+    try:
+        return check_metrics(value)
+    except ValueError as error:
+        raise Refused(str(error)) from error
 
 
 def read(path: Path) -> dict[str, float]:

@@ -6,11 +6,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from headrace.outcome import oom_kills, without_result
 from headrace.warden import Ending
 
-from services.trainer import child
 from services.trainer.failures import ADVICE, AttemptFailed, classify
-from services.trainer.limits import oom_kills
 from shared.catalog import Limits
 from shared.errors import Refused, Unavailable
 from shared.ledger.attempts import Failure
@@ -53,9 +52,9 @@ def test_who_prints_or_tells_now_and_then_is_not_silent(tmp_path: Path) -> None:
 
 
 def test_a_kill_while_the_kernel_counts_one_for_want_of_memory_is_one_for_that() -> None:
-    killed = child._ended_without_result(Ending(None, 9), killed_before=-1).failure
+    killed = without_result(Ending(None, 9), starved=lambda: True)
     assert (killed.kind, killed.transient) == ("out_of_memory", True)
-    assert child._ended_without_result(Ending(None, 9), killed_before=oom_kills()).failure.kind == "killed"
+    assert without_result(Ending(None, 9), starved=lambda: False).kind == "killed"
 
 
 def test_the_kernel_s_count_is_read_where_there_is_one(tmp_path: Path) -> None:
