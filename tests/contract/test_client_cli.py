@@ -39,6 +39,7 @@ COMMANDS = [
     "unpin",
     "pull",
     "bump",
+    "try",
 ]
 
 DEED: dict[str, Any] = {

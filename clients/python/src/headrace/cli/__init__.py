@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """The exit code: 0, 1 when something went wrong, 2 for wrong usage (raised by argparse), 130 after Ctrl-C."""
+    """The exit code: 0, or the command's own; 1 when something went wrong, 2 for wrong usage (raised by argparse), 130 after Ctrl-C."""
     from headrace.cli.parser import parser
 
     arguments = parser().parse_args(argv)
@@ -33,12 +33,12 @@ def _run(arguments: Namespace) -> int:
     from headrace.connection import Problem
 
     try:
-        arguments.command(arguments)
+        code: int = arguments.command(arguments) or 0
         sys.stdout.flush()
     except Problem as problem:
         _complain(problem, arguments.json)
         return 1
-    return 0
+    return code
 
 
 def _complain(problem: Problem, as_json: bool) -> None:

@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     _runs(commands)
     _versions(commands)
     _consuming(commands)
+    _authoring(commands)
     return top
 
 
@@ -165,7 +166,35 @@ def _consuming(commands: Any) -> None:
         one.add_argument("--lock", default="models.toml", metavar="FILE", help="the file (models.toml)")
 
 
-def _command(commands: Any, name: str, module: str, told: str, examples: str) -> argparse.ArgumentParser:
+def _authoring(commands: Any) -> None:
+    trying = _command(
+        commands,
+        "try",
+        "trying",
+        "train a repository here as the platform would, with no platform",
+        "headrace try                                           the repository here, rows from sample/NAME.csv\n"
+        "  headrace try ../heat --data readings=readings.csv\n  headrace try --data flights=flights.db:flights --sample 20000",
+        function="run",
+    )
+    trying.add_argument("path", nargs="?", default=".", metavar="PATH", help="the repository (.)")
+    trying.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="NAME=WHERE",
+        help="rows of a dataset: file.csv, file.db:TABLE[:CURSOR], sqlite:///file.db:TABLE, or FROM..TO if only reported",
+    )
+    trying.add_argument("--sample", type=_count, metavar="N", help="the newest N rows of each dataset only")
+    trying.add_argument("--upto", metavar="VALUE", help="the cut: rows up to this value of the cursor only")
+    trying.add_argument(
+        "--holdout", type=_percent, default=10.0, metavar="N%", help="the newest share, to judge on (10%%)"
+    )
+    trying.add_argument("--index-url", metavar="URL", help="where packages come from (PyPI)")
+
+
+def _command(
+    commands: Any, name: str, module: str, told: str, examples: str, function: str | None = None
+) -> argparse.ArgumentParser:
     one: argparse.ArgumentParser = commands.add_parser(
         name,
         help=told,
@@ -174,13 +203,14 @@ def _command(commands: Any, name: str, module: str, told: str, examples: str) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     one.add_argument("--json", action="store_true", help="answer in JSON")
-    one.set_defaults(command=_later(module, name))
+    one.set_defaults(command=_later(module, function or name))
     return one
 
 
-def _later(module: str, name: str) -> Callable[[argparse.Namespace], None]:
-    def run(arguments: argparse.Namespace) -> None:
-        getattr(import_module(f"headrace.cli.{module}"), name)(arguments)
+def _later(module: str, name: str) -> Callable[[argparse.Namespace], int | None]:
+    def run(arguments: argparse.Namespace) -> int | None:
+        done: int | None = getattr(import_module(f"headrace.cli.{module}"), name)(arguments)
+        return done
 
     return run
 
@@ -189,6 +219,13 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number like 17")
     return int(text)
+
+
+def _percent(text: str) -> float:
+    number = text[:-1] if text.endswith("%") else text
+    if not number.replace(".", "", 1).isdecimal() or not 0 < float(number) <= 50:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share like 10%, at most 50%")
+    return float(number)
 
 
 def _version(text: str) -> object:

@@ -1,0 +1,297 @@
+"""A training without a platform, on an author's own machine, by the platform's own means: its environments, its harness, its warden.
+
+In: a repository's working tree, and rows. Out: what the platform would store and judge. Never: anything left behind but the environment.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from headrace import bundle, declared, job, outcome, trial_data, working_tree
+from headrace.declaration_rules import LIMITS
+from headrace.declared import Declared
+from headrace.environment import EnvironmentFailed, EnvironmentRefused, Environments, Recipe, find_uv
+from headrace.outcome import Result, RunFailed, oom_kills
+from headrace.trial_data import Rows, Wanted
+from headrace.warded import Confined, Warded
+
+OPEN_FILES, DISK_BYTES = 4096, 50 * 1000**3  # what the platform allows where the operator says nothing
+LOG_BYTES = 10_000_000
+_RUN = "0"
+_SLICE_S = 0.1
+_GRACE_S = 5.0
+_MEND = "mend it and try again; the output above has the whole of it"
+_ADVICE = {
+    "author_error": _MEND,
+    "bad_exit": _MEND,
+    "environment": "mend the requirements and try again",
+    "time_limit": "raise time_limit in pyproject.toml (the operator's own holds too), or make the training shorter",
+    "out_of_memory": "train on fewer rows (--sample) or in smaller batches; the platform may have machines with more memory",
+    "killed": "look for what killed it",
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to try."""
+
+    repository: Path
+    data: Sequence[str] = ()
+    wanted: Wanted = field(default_factory=Wanted)
+    index_url: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A gate's limit without a champion: it holds, fails, or (None) needs a champion to compare with."""
+
+    metric: str
+    holds: bool | None
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that there is to say of a training that went well. `saved` is headrace.json of the model, `signature` what predict takes and gives, `files` the bundle with sizes in bytes."""
+
+    metrics: dict[str, float] | None
+    seconds: dict[str, float]
+    saved: dict[str, Any]
+    signature: dict[str, Any]
+    files: dict[str, int]
+    gates: tuple[Finding, ...]
+    remarks: tuple[str, ...]
+
+    @property
+    def passes(self) -> bool:
+        return all(finding.holds is not False for finding in self.gates)
+
+
+Say = Callable[[str], None]
+
+
+class Trial:
+    """One repository on one machine. `say` gets a line about each step, `write` what the author's code prints, as it comes."""
+
+    def __init__(self, asked: Asked, scratch: Path, say: Say, write: Say) -> None:
+        self._asked, self._scratch, self._say, self._write = asked, scratch, say, write
+        self._checkout = scratch / "checkout"
+
+    def run(self) -> Report:
+        """Train, save, load back, evaluate; then load and evaluate in a process of its own, as a champion is. Raises `RunFailed`, `Problem`."""
+        taken = working_tree.copy(self._asked.repository, self._checkout)
+        found = declared.read(self._checkout)
+        self._say(_introduced(self._asked.repository, found, taken))
+        rows = self._rows(found)
+        python, requirements, seconds = self._prepare()
+        told = self._job("train", "train", found, rows)
+        result = self._child(told, python, found.time_limit, self._write)
+        output = self._scratch / "train" / "output"
+        bundle.complete(output, self._checkout, requirements, self._log_of("train"))
+        files = {path.relative_to(output).as_posix(): path.stat().st_size for path in _files(output)}
+        if not any(name.startswith("model/") for name in files):
+            raise RunFailed("bad_output", bundle.NO_MODEL)
+        metrics = result.metrics if found.judged and _held_out(rows) else None
+        remarks = self._again(found, rows, python, result.metrics) if found.can_score and _held_out(rows) else []
+        if found.judged and not _held_out(rows):
+            remarks = ["no rows were held out, so nothing was evaluated; the platform would give no verdict"]
+        return Report(
+            metrics,
+            {**seconds, **result.seconds},
+            _json(output / "model" / "headrace.json"),
+            _json(output / "signature.json"),
+            files,
+            tuple(judge(metrics, found.gates)),
+            tuple(remarks),
+        )
+
+    def _log_of(self, folder: str) -> bytes:
+        return (self._scratch / folder / "output.log").read_bytes()[:LOG_BYTES]
+
+    def _rows(self, found: Declared) -> list[tuple[str, Rows]]:
+        told = trial_data.named(self._asked.data, found.datasets)
+        rows = []
+        for name, use in found.datasets.items():
+            where = trial_data.find(name, told.get(name), self._asked.repository)
+            rows.append((name, trial_data.read(name, where, use, self._asked.wanted, self._scratch)))
+            self._say(rows[-1][1].sentence)
+        return rows
+
+    def _prepare(self) -> tuple[Path, str, dict[str, float]]:
+        """The environment's Python, its locked requirements, and how long it took."""
+        began = time.monotonic()
+        try:
+            place = _cache("headrace", "HEADRACE_CACHE") / "environments"
+            environments = Environments(place, find_uv(), _cache("uv", "UV_CACHE_DIR"))
+            locked = environments.lock(Recipe(self._checkout, index_url=self._asked.index_url))
+            said: list[str] = []
+
+            def progress(text: str) -> None:
+                if said[-1:] != [text]:
+                    said.append(text)
+                    self._say(text)
+
+            place = environments.build(locked, on_progress=progress)
+        except (EnvironmentRefused, EnvironmentFailed) as error:
+            transient = isinstance(error, EnvironmentFailed) and error.transient
+            raise RunFailed("environment", error.message, transient=transient) from error
+        took = time.monotonic() - began
+        self._say(f"environment {locked.digest[:12]}: {'built' if said else 'there already'}, {took:.1f} s")
+        return place / "bin" / "python", locked.text, {"environment": round(took, 4)}
+
+    def _job(self, action: str, folder: str, found: Declared, rows: list[tuple[str, Rows]]) -> dict[str, Any]:
+        told = job.describe(
+            action,
+            run=_RUN,
+            model=found.name or self._asked.repository.name,
+            checkout=self._checkout,
+            scratch=self._scratch / folder,
+            entries=found.entries,
+            parameters=found.parameters,
+            datasets={name: each.described for name, each in rows},
+        )
+        (self._scratch / folder / "output").mkdir(parents=True)
+        return told if _held_out(rows) else job.unjudged(told)
+
+    def _again(
+        self, found: Declared, rows: list[tuple[str, Rows]], python: Path, metrics: dict[str, float] | None
+    ) -> list[str]:
+        """The saved model scored once more, in a process that has not trained it, as a champion is beside the next candidate."""
+        told = self._job("evaluate", "score", found, rows) | {
+            "model_dir": str(self._scratch / "train" / "output" / "model")
+        }
+        try:
+            result = self._child(told, python, found.time_limit, lambda text: None)
+        except RunFailed as error:
+            why = "it was trained, but loaded and evaluated in another process, as a champion is, it failed"
+            raise RunFailed(error.kind, f"{why}: {error.message}", error.advice, transient=error.transient) from error
+        return [
+            f"{name} was {value:.6g} and, evaluated again, {(result.metrics or {}).get(name, math.nan):.6g}: evaluate() is not deterministic"
+            for name, value in (metrics or {}).items()
+            if not math.isclose(value, (result.metrics or {}).get(name, math.nan), rel_tol=1e-6, abs_tol=1e-12)
+        ]
+
+    def _child(self, told: Mapping[str, Any], python: Path, limit: timedelta | None, write: Say) -> Result:
+        scratch = Path(told["scratch"])
+        log, events = scratch / "output.log", Tail(scratch / "events.jsonl", whole_lines=True)
+        log.touch(mode=0o600)
+        argv = job.command(python, job.write(told, scratch))
+        env, output, killed = job.variables(python, _RUN, scratch), Tail(log), oom_kills()
+        child = Warded.start(argv, log=log, env=env, cwd=scratch, confined=Confined(OPEN_FILES, DISK_BYTES))
+        began = time.monotonic()
+        try:
+            ending = None
+            while ending is None:
+                ending = child.wait(_SLICE_S)
+                write(output.read())
+                for line in events.read().splitlines():
+                    self._tell(line)
+                if ending is None and limit is not None and time.monotonic() - began > limit.total_seconds():
+                    child.terminate(_GRACE_S)
+                    raise RunFailed("time_limit", f"it ran for longer than {limit.total_seconds():g} s")
+        finally:
+            child.kill()
+        result = scratch / "result.json"
+        return outcome.understand(
+            result.read_bytes() if result.is_file() else None, ending, lambda: oom_kills() > killed
+        )
+
+    def _tell(self, line: str) -> None:
+        try:
+            event = json.loads(line)
+            if event["event"] == "progress":
+                self._say(f"{event['fraction']:.0%} {event['note']}".strip())
+        except (ValueError, KeyError, TypeError):
+            return  # the author's code can write there too
+
+
+class Tail:
+    """What is new in a file since the last look; of an unfinished line nothing where `whole_lines` are wanted."""
+
+    def __init__(self, path: Path, *, whole_lines: bool = False) -> None:
+        self._path, self._whole_lines = path, whole_lines
+        self._offset = 0
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def read(self) -> str:
+        try:
+            with self._path.open("rb") as stream:
+                stream.seek(self._offset)
+                found = stream.read()
+        except FileNotFoundError:
+            return ""
+        if self._whole_lines:
+            found = found[: found.rfind(b"\n") + 1]
+        self._offset += len(found)
+        return self._decode(found)
+
+
+def attempt(asked: Asked, say: Say, write: Say) -> Report:
+    """Try it, in a directory that goes away. Raises `RunFailed` with an advice for an author, and `Problem`."""
+    with tempfile.TemporaryDirectory(prefix="headrace-try-") as scratch:
+        try:
+            return Trial(asked, Path(scratch).resolve(), say, write).run()
+        except RunFailed as error:
+            if error.advice == outcome.ADVICE.get(error.kind):  # which speaks of the platform's own places
+                error.advice = _ADVICE.get(error.kind, error.advice)
+            raise
+
+
+def judge(metrics: Mapping[str, float] | None, gates: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
+    """What the gates say without a champion: `min` and `max` decide alone."""
+    found = []
+    for name, gate in sorted(gates.items()):
+        value = (metrics or {}).get(name)
+        if value is None:
+            found.append(
+                Finding(name, False, "evaluate() returned no such metric" if metrics else "there are no metrics")
+            )
+            continue
+        if "min" in gate:
+            found.append(Finding(name, value >= gate["min"], f"at least {gate['min']:g}"))
+        if "max" in gate:
+            found.append(Finding(name, value <= gate["max"], f"at most {gate['max']:g}"))
+        compared = [f"{key} {gate[key]:g}" for key in LIMITS if key in gate and key not in ("min", "max")]
+        found += [Finding(name, None, f"{rule}: compared with the champion") for rule in compared]
+    return found
+
+
+def _introduced(repository: Path, found: Declared, taken: working_tree.Taken) -> str:
+    name = " ".join(filter(None, (found.name or repository.name, found.version)))
+    if taken.commit is None:
+        return f"{name}: the files as they are; there is no commit yet, and the platform takes only what is committed"
+    if not taken.changed:
+        return f"{name}: commit {taken.commit[:12]}"
+    shown = ", ".join(taken.changed[:5]) + (f" and {len(taken.changed) - 5} more" if len(taken.changed) > 5 else "")
+    return f"{name}: commit {taken.commit[:12]} and what is not committed: {shown}"
+
+
+def _held_out(rows: Sequence[tuple[str, Rows]]) -> bool:
+    """Whether there are rows to judge on: the scarcest dataset decides, as on the platform."""
+    known = [each.held_out for _, each in rows]
+    return None in known or 0 not in known
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_bytes()) if path.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _cache(name: str, variable: str) -> Path:
+    """The user's own, as the XDG rules have it; uv's is shared with the author's other environments."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(os.environ.get(variable) or os.path.join(home, name))
