@@ -39,6 +39,7 @@ COMMANDS = [
     "unpin",
     "pull",
     "bump",
+    "init",
     "try",
 ]
 

@@ -167,6 +167,16 @@ def _consuming(commands: Any) -> None:
 
 
 def _authoring(commands: Any) -> None:
+    init = _command(
+        commands,
+        "init",
+        "starting",
+        "make a new model repository that trains at once",
+        "headrace init heat && headrace try heat",
+        function="run",
+    )
+    init.add_argument("path", nargs="?", default=".", metavar="PATH", help="a new or empty directory (.)")
+    init.add_argument("--name", metavar="MODEL", help="the model's name (that of the directory)")
     trying = _command(
         commands,
         "try",
