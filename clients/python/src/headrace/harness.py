@@ -138,6 +138,8 @@ class Harness:
     def _load_back(self) -> Any:
         try:
             return self._loader.load(self._author.output)
+        except MemoryError:
+            raise
         except Exception as error:
             raise self._saving.cannot_load(self._author.output, error) from error
 

@@ -6,7 +6,6 @@ Known are pandas DataFrames, numpy arrays and lists of dictionaries; of anything
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import math
 import sys
@@ -117,6 +116,8 @@ def _watch_function(entry: str, take: Callable[[Any], None]) -> list[tuple[Any, 
 
 def _watch_methods(model: Any, take: Callable[[Any], None]) -> list[tuple[Any, str, Any]]:
     """On the class, so that nothing is different about the object itself, which `evaluate` may pickle."""
+    import inspect  # 8 ms, which a model without an evaluation need not wait for
+
     undo: list[tuple[Any, str, Any]] = []
     for name in _METHODS:
         original = inspect.getattr_static(type(model), name, None)

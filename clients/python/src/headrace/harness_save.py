@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
 import json
 import pickle
 import platform
@@ -99,9 +98,10 @@ def _writer(model: Any) -> Callable[[Any, Path], Described] | None:
 
 def _says_how(model: Any, load: str | None) -> bool:
     """Whether it has `save(path)`, and something reads that back: the `load` entry, or a `load(path)` of its class."""
-    own = inspect.getattr_static(type(model), "load", None)
-    reads = load is not None or (isinstance(own, (classmethod, staticmethod)) and _is_importable(type(model)))
-    return reads and callable(getattr(model, "save", None))
+    if not callable(getattr(model, "save", None)):
+        return False
+    own = next((vars(kind)["load"] for kind in type(model).__mro__ if "load" in vars(kind)), None)
+    return load is not None or (isinstance(own, (classmethod, staticmethod)) and _is_importable(type(model)))
 
 
 def _joblib(model: Any, place: Path) -> Described:
@@ -139,6 +139,8 @@ def _arguments(module: Any) -> Described | None:
     if told is None:
         told = getattr(module, "hparams", None)
     if told is None:
+        import inspect  # torch has imported it long ago
+
         return None if inspect.signature(type(module)).parameters else {}
     try:
         arguments: Described = json.loads(json.dumps(dict(told), allow_nan=False))
