@@ -79,7 +79,7 @@ chaos: $(READY)  ## faults of every kind over a running house: MINUTES=30 SEED=7
 	@MINUTES='$(MINUTES)' SEED='$(SEED)' exec $(BIN)/python -m pytest tests/chaos/test_chaos.py -q -s
 
 .PHONY: test-torch
-test-torch: $(READY)  ## how PyTorch models are kept; downloads PyTorch (TORCH_FIND_LINKS: a place with smaller wheels)
+test-torch: $(READY)  ## how models of PyTorch, Keras, XGBoost, ONNX are kept; large downloads (TORCH_FIND_LINKS: smaller wheels)
 	@exec $(BIN)/python -m pytest tests/torch/kinds.py -q --timeout=1800
 
 .PHONY: compose-test

@@ -1,4 +1,5 @@
-"""PyTorch's models as the harness keeps them, in an environment with torch: `make test-torch`. Not collected by `make test`: the wheels are large.
+"""Models of PyTorch, Keras, XGBoost and ONNX as the harness keeps them, in a real environment: `make test-torch`. Not collected by `make test`:
+the wheels are large.
 
 TORCH_FIND_LINKS may name a directory or page with smaller wheels than the index has, for the CPU only.
 """
@@ -42,19 +43,23 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("torch") / "environment"
     links = ["--find-links", found] if (found := os.environ.get("TORCH_FIND_LINKS")) else []
     subprocess.run([find_uv(), "venv", "--quiet", place], check=True)
-    subprocess.run([find_uv(), "pip", "install", "--quiet", *links, "--python", place, "torch", "numpy"], check=True)
+    packages = ["torch", "numpy", "keras", "xgboost-cpu", "onnx", "onnxruntime"]
+    subprocess.run([find_uv(), "pip", "install", "--quiet", *links, "--python", place, *packages], check=True)
     return place / "bin" / "python"
 
 
-def run(place: Path, python: Path, code: str) -> Any:
-    (place / "shop.py").write_text(textwrap.dedent(NET))
+def run(place: Path, python: Path, code: str, source: str = NET) -> Any:
+    (place / "shop.py").write_text(textwrap.dedent(source))
     head = (
         f"import json, sys\nsys.path[:0] = [{str(HOME)!r}, {str(place)!r}]\nplace = {str(place / 'model')!r}\n"
-        "import harness_save as saving, loader, shop, torch\nrows = [[1.0, 2.0], [3.0, 4.0]]\n"
+        "import harness_save as saving, loader\nrows = [[1.0, 2.0], [3.0, 4.0]]\n"
     )
-    done = subprocess.run([python, "-c", head + textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(place), "KERAS_BACKEND": "torch"}
+    done = subprocess.run(
+        [python, "-c", head + textwrap.dedent(code)], capture_output=True, text=True, timeout=120, env=environment
+    )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize(
@@ -73,6 +78,7 @@ def test_a_module_answers_as_before_and_its_state_is_torchs_own(
         tmp_path,
         python,
         f"""
+        import shop, torch
         model = {made}
         saving.save(model, place, "shop:predict")
         loaded = loader.load(place)
@@ -94,6 +100,7 @@ def test_torchscript_needs_no_source(tmp_path: Path, python: Path) -> None:
         tmp_path,
         python,
         """
+        import shop, torch
         model = torch.jit.trace(shop.Plain().eval(), torch.tensor(rows))
         saving.save(model, place, "shop:predict")
         print(json.dumps([shop.predict(model, rows).tolist(), loader.load(place).predict(rows).tolist(), json.load(open(place + "/headrace.json"))["format"]]))
@@ -101,3 +108,54 @@ def test_torchscript_needs_no_source(tmp_path: Path, python: Path) -> None:
     )
     assert said[0] == said[1]
     assert said[2] == "torchscript"
+
+
+def test_keras_finds_the_authors_own_layers_again(tmp_path: Path, python: Path) -> None:
+    source = """
+        import keras
+        @keras.saving.register_keras_serializable()
+        class Twice(keras.layers.Layer):
+            def call(self, rows): return 2 * rows
+    """
+    save = """
+        import keras, numpy, shop
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1), shop.Twice()])
+        saving.save(model, place, None)
+        print(json.dumps(model.predict(numpy.array(rows), verbose=0).tolist()))
+    """
+    load = """
+        import numpy
+        print(json.dumps(loader.load(place).model.predict(numpy.array(rows), verbose=0).tolist()))
+    """
+    assert run(tmp_path, python, save, source) == run(tmp_path, python, load, source)
+    assert (tmp_path / "model" / "model.keras").is_file()
+
+
+def test_an_xgboost_booster_is_its_own_file_and_serves_frames_and_arrays(tmp_path: Path, python: Path) -> None:
+    code = """
+        import numpy, xgboost
+        model = xgboost.train({"objective": "binary:logistic"}, xgboost.DMatrix(numpy.array(rows * 5), [0, 1] * 5), 3)
+        saving.save(model, place, None)
+        given, loaded = numpy.array(rows), loader.load(place)
+        own = xgboost.Booster(model_file=place + "/model.ubj")
+        print(json.dumps([one.tolist() for one in (model.predict(xgboost.DMatrix(given)), loaded.predict(given), own.predict(xgboost.DMatrix(given)))]))
+    """
+    said = run(tmp_path, python, code, "")
+    assert said[0] == said[1] == said[2]
+    assert said[0][0] < said[0][1]
+
+
+def test_an_onnx_model_comes_back_as_a_session(tmp_path: Path, python: Path) -> None:
+    source = """
+        import numpy
+        def predict(session, rows): return session.run(None, {"x": numpy.array(rows, dtype="float32")})[0]
+    """
+    code = """
+        from onnx import TensorProto, helper
+        place_of = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 2])
+        graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", [place_of("x")], [place_of("y")])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        saving.save(model, place, "shop:predict")
+        print(json.dumps(loader.load(place).predict(rows).tolist()))
+    """
+    assert run(tmp_path, python, code, source) == [[-1.0, -2.0], [-3.0, -4.0]]

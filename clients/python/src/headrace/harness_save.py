@@ -12,7 +12,7 @@ import json
 import pickle
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -157,11 +157,25 @@ def _torchscript(model: Any, place: Path) -> Described:
 def _keras(library: str) -> Callable[[Any, Path], Described]:
     def write(model: Any, place: Path) -> Described:
         model.save(str(place / "model.keras"))
-        own = {kind.__module__ for kind in type(model).__mro__ if _is_importable(kind)}
-        imports = sorted(name for name in own if name.partition(".")[0] not in (library, "tensorflow", "builtins"))
-        return {"format": "keras", "file": "model.keras", "library": library, "imports": imports}
+        import zipfile  # only here: every import is waited for
+
+        with zipfile.ZipFile(place / "model.keras") as archive:
+            named = set(_modules(json.loads(archive.read("config.json"))))
+        own = sorted(
+            name for name in named if name.partition(".")[0] not in (library, "keras", "tensorflow", "builtins")
+        )
+        return {"format": "keras", "file": "model.keras", "library": library, "imports": own}
 
     return write
+
+
+def _modules(config: Any) -> Iterator[str]:
+    """Those whose classes a Keras model is made of."""
+    if isinstance(config, dict) and isinstance(config.get("module"), str):
+        yield config["module"]
+    if isinstance(config, (dict, list)):
+        for inner in config.values() if isinstance(config, dict) else config:
+            yield from _modules(inner)
 
 
 def _onnx(model: Any, place: Path) -> Described:
