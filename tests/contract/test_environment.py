@@ -286,6 +286,52 @@ def test_a_wrong_hash_is_not_installed(environments: Environments, tmp_path: Pat
     assert finished(tmp_path / "environments") == set()
 
 
+def test_the_lock_of_a_bundle_gives_the_same_environment_again(
+    environments: Environments, tmp_path: Path, cache: Path
+) -> None:
+    """A bundle's requirements.txt is `locked.text`, whatever that came from; markers and all."""
+    elsewhere = PROJECT.replace('"six"', '"six", "colorama; sys_platform == \'win32\'"')
+    (tmp_path / "bundle").mkdir()
+    for files in ({"pyproject_toml": elsewhere}, {"requirements_txt": "iniconfig\nsix<2\n"}):
+        place = checkout(tmp_path, **files)
+        locked = environments.lock(Recipe(lock(place, cache) if "pyproject_toml" in files else place))
+        bundle = checkout(tmp_path / "bundle", requirements_txt=locked.text)
+        other_machine = Environments(tmp_path / f"other {len(files)}", find_uv(), cache)
+        again = other_machine.lock(Recipe(bundle))
+        assert (again.text, again.digest) == (locked.text, locked.digest)
+        shutil.rmtree(place)
+    assert packages(other_machine.build(again)) == {"six", "iniconfig"}
+
+
+def test_the_hashes_of_a_list_are_those_that_are_installed(environments: Environments, tmp_path: Path) -> None:
+    text = environments.lock(Recipe(checkout(tmp_path, requirements_txt=SIX))).text
+    one = text[: text.index(" \\\n", text.index("--hash"))]
+    locked = environments.lock(Recipe(checkout(tmp_path, requirements_txt=one)))
+    assert locked.text == f"{one}\n"
+    forged = f"{SIX} --hash=sha256:{'0' * 64}\n"
+    with pytest.raises(EnvironmentFailed, match=r"(?i)hash mismatch"):
+        environments.build(environments.lock(Recipe(checkout(tmp_path, requirements_txt=forged))))
+
+
+def test_a_list_with_hashes_has_all_of_them(environments: Environments, tmp_path: Path) -> None:
+    text = environments.lock(Recipe(checkout(tmp_path, requirements_txt="python-dateutil==2.9.0.post0"))).text
+    alone = text[: text.index("six==")]
+    with pytest.raises(EnvironmentRefused, match="has hashes, but not six"):
+        environments.lock(Recipe(checkout(tmp_path, requirements_txt=alone)))
+    for line in ("iniconfig", "iniconfig>=2 --hash=sha256:" + "0" * 64, "iniconfig==2.0.0"):
+        with pytest.raises(EnvironmentRefused, match=r"'iniconfig.*no version or no hash"):
+            environments.lock(Recipe(checkout(tmp_path, requirements_txt=f"{text}{line}\n")))
+
+
+def test_a_conflict_is_explained_in_uvs_own_words(environments: Environments, tmp_path: Path) -> None:
+    place = checkout(tmp_path, requirements_txt="python-dateutil==2.9.0.post0\nsix<1.5\n")
+    with pytest.raises(
+        EnvironmentFailed, match=r"(?s)python-dateutil==2\.9\.0\.post0 depends on.*six>=1\.5.*unsatisfiable"
+    ) as failed:
+        environments.lock(Recipe(place))
+    assert not failed.value.transient
+
+
 def test_eight_builders_at_once_make_one_build(environments: Environments, tmp_path: Path, cache: Path) -> None:
     locked = environments.lock(Recipe(checkout(tmp_path, requirements_txt=SIX)))
     notes: list[str] = []

@@ -69,9 +69,13 @@ class Environments:
         declared = requirements.read(recipe.checkout)
         python, platform = self._interpreter(recipe, declared)
         conditions = [_RECIPE, platform, recipe.index_url, recipe.build]
-        kept = (
-            self._root / "locks" / f"{_digest(declared.project, declared.lock, declared.requirements, *conditions)}.txt"
-        )
+        asked = [
+            declared.project,
+            declared.lock,
+            declared.requirements,
+            *([declared.pinned] if declared.pinned else []),
+        ]
+        kept = self._root / "locks" / f"{_digest(*asked, *conditions)}.txt"
         with self._alone(kept):
             if not kept.exists():
                 text = (
@@ -79,6 +83,8 @@ class Environments:
                     if declared.lock is not None
                     else self._resolve(declared, python, recipe)
                 )
+                if declared.pinned is not None:
+                    text = _complete(declared.pinned, text)
                 draft = kept.with_suffix(".draft")
                 draft.write_text(text)
                 draft.replace(kept)
@@ -256,6 +262,17 @@ class Environments:
                         progress("waiting for another build of the same environment")
                     time.sleep(_WAIT_S)
             yield
+
+
+def _complete(pinned: str, resolved: str) -> str:
+    """What a repository pins with hashes, if nothing is missing that a resolution of it has: uv would not install the rest."""
+    missing = requirements.names(resolved) - requirements.names(pinned)
+    if missing:
+        raise EnvironmentRefused(
+            f"requirements.txt has hashes, but not {', '.join(sorted(missing))}, which its packages need; "
+            "write the whole list with `uv pip compile --generate-hashes`"
+        )
+    return pinned
 
 
 def _digest(*parts: object) -> str:

@@ -26,12 +26,14 @@ _PLACE = "install it from the operator's index: publish the package there and na
 
 @dataclass(frozen=True)
 class Declared:
-    """The files of a repository that decide its environment: `lock` is uv's, with `project` beside it; else `requirements` are resolved."""
+    """The files of a repository that decide its environment: `lock` is uv's, with `project` beside it; else `requirements` are resolved,
+    unless they have hashes: then `pinned` is what is installed, as uv writes it."""
 
     project: str | None
     lock: str | None
     requirements: tuple[str, ...]
     requires_python: str | None
+    pinned: str | None = None
 
 
 def read(checkout: Path) -> Declared:
@@ -50,7 +52,8 @@ def read(checkout: Path) -> Declared:
             raise EnvironmentRefused(f"pyproject.toml has [tool.uv.sources], which name places; {_PLACE}")
         return Declared(project, None, check_plain("pyproject.toml", metadata["dependencies"]), requires_python)
     if listed is not None:
-        return Declared(project, None, check_plain("requirements.txt", _lines(listed)), requires_python)
+        lines = check_plain("requirements.txt", _lines(listed))
+        return Declared(project, None, lines, requires_python, _pinned(lines))
     raise EnvironmentRefused(
         "the repository says nothing of its environment; commit a uv.lock, [project] dependencies or a requirements.txt"
     )
@@ -63,6 +66,24 @@ def check_plain(file: str, requirements: list[str]) -> tuple[str, ...]:
                 f"{file}: {requirement!r} is not a plain requirement (a name, versions, a marker); {_PLACE}"
             )
     return tuple(requirements)
+
+
+def _pinned(lines: tuple[str, ...]) -> str | None:
+    """The lines in uv's own form if they have hashes, so that the list in a bundle is the very list that the bundle was made with."""
+    if not any("--hash=" in line for line in lines):
+        return None
+    for line in lines:
+        if "--hash=" not in line or "==" not in line:
+            raise EnvironmentRefused(
+                f"requirements.txt: {line!r} has no version or no hash while others have; give each both, "
+                "as `uv pip compile --generate-hashes` does, or none a hash"
+            )
+    return "".join(" \\\n    ".join(line.replace(" --hash=", "\0--hash=").split("\0")) + "\n" for line in lines)
+
+
+def names(text: str) -> set[str]:
+    """The distributions that a list of requirements speaks of, each in its one spelling."""
+    return {re.sub(r"[-_.]+", "-", found[0]).lower() for line in _lines(text) if (found := re.match(_NAME, line))}
 
 
 def check_exported(text: str) -> str:
