@@ -143,7 +143,7 @@ def _stop(child: Warded, work: Work, events: Events, why: Stopped) -> None:
         if child.wait(work.grace_s) is not None:
             return
         child.kill()
-    child.terminate(GRACE_S)
+    child.terminate(GRACE_S if isinstance(why, Lost) else work.grace_s)
 
 
 def _read_result(path: Path, ending: Ending, killed_before: int) -> Result:

@@ -53,7 +53,7 @@ class Events:
                 fraction = min(1.0, max(0.0, float(event["fraction"])))
                 self._progress, self._note, self._news = fraction, text(event.get("note", ""))[:200], True
             case "metric":
-                self._metrics.add(event["key"], event["step"], event["value"])
+                self._metrics.add(event["key"], event.get("step"), event["value"])
                 self._news = True
             case "listens":
                 self.listens = True

@@ -24,13 +24,13 @@ class Series:
     def __init__(self) -> None:
         self._points: list[list[float]] = []
         self._newest: list[float] = []
-        self._seen, self._every = 0, 1
+        self.seen, self._every = 0, 1
 
     def add(self, step: int, value: float) -> None:
         self._newest = [step, value]
-        if self._seen % self._every == 0:
+        if self.seen % self._every == 0:
             self._points.append(self._newest)
-        self._seen += 1
+        self.seen += 1
         if len(self._points) > MOST_POINTS:
             self._points, self._every = self._points[::2], self._every * 2
 
@@ -45,11 +45,13 @@ class Metrics:
         self._series: dict[str, Series] = {}
 
     def add(self, key: object, step: object, value: object) -> None:
-        """What the author's process wrote, and so checked; raises `ValueError`."""
+        """What the author's process wrote, and so checked; without a step, the next one. Raises `ValueError`."""
         if not isinstance(key, str) or not 0 < len(key) <= 250 or not key.isprintable():
             raise ValueError("a metric has a name")
         if type(value) not in (int, float) or not math.isfinite(float(value)):  # type: ignore[arg-type]
             raise ValueError("a metric is a finite number")
+        if step is None:
+            step = self._series[key].seen if key in self._series else 0
         if type(step) is not int or abs(step) > _LARGEST_STEP:
             raise ValueError("a step is a whole number")
         if key in self._series or len(self._series) < MOST_SERIES:

@@ -10,6 +10,7 @@ import sqlite3
 import sys
 import textwrap
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import pytest
 
 from services.trainer import bundle, child, jobs
 from services.trainer.checkout import Prepared
-from services.trainer.failures import AttemptFailed
+from services.trainer.failures import AttemptFailed, Leaving
 from services.trainer.heart import Heart
 from services.trainer.users import Users
 from shared import declaration
@@ -138,10 +139,12 @@ def test_a_declared_command_runs_as_a_worker_runs_it(tmp_path: Path) -> None:
         run_child(nothing | {"parameters": {"column": "price"}}, scratch, prepared, tmp_path)
 
 
-def run_child(job: dict[str, Any], scratch: Path, prepared: Prepared, place: Path) -> child.Result:
+def run_child(
+    job: dict[str, Any], scratch: Path, prepared: Prepared, place: Path, leaving: threading.Event | None = None
+) -> child.Result:
     environment = child.environment((), 1, prepared, scratch)
     work = child.Work(job, scratch, "runs/1/1", timedelta(seconds=60), environment, Limits())
-    with Heart(lambda _progress, _note: None, 60.0, threading.Event()) as heart:
+    with Heart(lambda _: None, 60.0, leaving or threading.Event()) as heart:
         return within(lambda: child.run(work, prepared, Users(None, place / "users"), DiskLogs(place / "logs"), heart))
 
 
@@ -353,3 +356,37 @@ def test_a_model_that_was_logged_outside_of_any_run_is_found(tmp_path: Path) -> 
     found = harness_mlflow.last_run(tmp_path)
     assert found is not None
     assert (found.model, found.metrics, list(found.artifacts())) == (place / "artifacts", {}, [])
+
+
+def test_a_command_that_is_stopped_leaves_a_last_checkpoint_and_the_next_one_goes_on_from_it(bench: Bench) -> None:
+    command = """
+        if [ -n "$HEADRACE_RESUME" ]; then
+            cp "$HEADRACE_RESUME" "$HEADRACE_MODEL_DIR/weights"
+            exit 0
+        fi
+        trap 'echo "epoch 7" > epoch && mv epoch "$HEADRACE_CHECKPOINT"; exit 143' TERM
+        touch "$HEADRACE_CHECKPOINT.begun"
+        while true; do sleep 0.05; done
+    """
+    bench.write(command, "train.sh")
+    scratch, leaving = bench.place / "scratch", threading.Event()
+    prepared = Prepared(bench.place / "checkout", Path(sys.executable), "")
+    watch = threading.Thread(target=set_after, args=(scratch / "checkpoint.begun", leaving))
+    watch.start()
+    with pytest.raises(Leaving):
+        run_child(bench.job | {"command": ["sh", "train.sh"], "export": False}, scratch, prepared, bench.place, leaving)
+    watch.join()
+    kept = (scratch / "checkpoint").read_bytes()
+    assert kept == b"epoch 7\n"
+    shutil.rmtree(scratch)
+    scratch.mkdir()
+    (bench.place / "resume").write_bytes(b"headrace checkpoint 00\n" + kept)
+    assert bench.run(command=["sh", "train.sh"], resume=str(bench.place / "resume"))["ok"], bench.output
+    assert (bench.place / "output" / "model" / "weights").read_text() == "epoch 7\n"
+
+
+def set_after(path: Path, event: threading.Event) -> None:
+    deadline = time.monotonic() + 20
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    event.set()

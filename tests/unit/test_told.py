@@ -36,6 +36,13 @@ def test_so_many_series_are_shown_and_no_more() -> None:
     assert metrics.shown()["m0"] == [[0, 1.0], [1, 2.0]]
 
 
+def test_values_without_a_step_are_counted() -> None:
+    metrics = Metrics()
+    for value in (0.5, 0.25):
+        metrics.add("loss", None, value)
+    assert metrics.shown() == {"loss": [[0, 0.5], [1, 0.25]]}
+
+
 WRONG = [
     {"key": "", "step": 1, "value": 1.0},
     {"key": "x" * 251, "step": 1, "value": 1.0},

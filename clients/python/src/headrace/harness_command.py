@@ -8,6 +8,7 @@ HEADRACE_PARAMETER_NAME               each parameter, its name in capitals
 HEADRACE_MODEL_DIR                    an empty directory for the model's files; to evaluate: those files
 HEADRACE_METRICS                      where metrics.json goes, {name: number}: the top of the copy
 HEADRACE_PLOTS, HEADRACE_EVENTS       a directory for plots; a file to append {"event": "metric" | "progress", …} lines to
+HEADRACE_CHECKPOINT                   to train: a file to move a checkpoint to, whole; HEADRACE_RESUME: the newest of this run, if there is one
 MLFLOW_TRACKING_URI                   a store of its own
 
 Taken are: what lies in HEADRACE_MODEL_DIR; else the model that was logged to MLflow last; else what was written as model or model.* at the
@@ -31,7 +32,8 @@ from typing import Any
 _LINES = 20
 _TAIL_BYTES = 4_000
 _PATIENCE_S = 2.0
-_KILLED = 128 + signal.SIGKILL  # what a shell makes of a program that was killed below it
+_KILLED = {128 + number: number for number in (signal.SIGKILL, signal.SIGTERM)}
+# what a shell makes of a program that was killed below it
 # How a file of this name is read, unless the `load` entry says how. By joblib where it is installed, which reads plain pickles too.
 _KNOWN = {
     "model.joblib": "joblib",
@@ -110,6 +112,7 @@ class Commands:
     def _start(self, key: str, place: Path, environment: dict[str, str]) -> None:
         """Run to its end; what it prints is the run's log. A signal that ends it ends us too, so that it is told as that of any training."""
         argv = list(self._job[key])
+        signal.signal(signal.SIGTERM, lambda *_: None)  # it is the command's, which has time to leave a checkpoint
         try:
             process = subprocess.Popen(
                 argv,
@@ -128,8 +131,9 @@ class Commands:
         reader.start()
         code = process.wait()
         reader.join(_PATIENCE_S)  # what it has left running may hold the pipe
-        if code < 0 or code == _KILLED:
-            number = -code if code < 0 else signal.SIGKILL
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if code < 0 or code in _KILLED:
+            number = -code if code < 0 else _KILLED[code]
             if number != signal.SIGKILL:
                 signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -152,6 +156,7 @@ class Commands:
         }
         return {
             **named,
+            **(self._checkpoints() if key == "command" else {}),
             "HEADRACE_JOB": str(job),
             "HEADRACE_DATA": str(place / "data"),
             "HEADRACE_MODEL_DIR": str(model_dir),
@@ -159,6 +164,17 @@ class Commands:
             "HEADRACE_EVENTS": str(self._events),
             "PYTHONPATH": os.pathsep.join(str(root) for root in roots if root.is_dir()),
         }
+
+    def _checkpoints(self) -> dict[str, str]:
+        scratch = Path(self._job["scratch"])
+        told = {"HEADRACE_CHECKPOINT": str(scratch / "checkpoint")}
+        if not self._job.get("resume"):
+            return told
+        resumed = scratch / "resumed"
+        with open(self._job["resume"], "rb") as source, resumed.open("wb") as target:
+            source.readline()  # the platform's own
+            shutil.copyfileobj(source, target, 1024**2)
+        return {**told, "HEADRACE_RESUME": str(resumed)}
 
     def _dataset(self, name: str, place: Path, parts: tuple[str, ...]) -> dict[str, Any]:
         described = self._job["datasets"][name]
