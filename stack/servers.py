@@ -125,6 +125,7 @@ class Servers:
         password = self._state.secret("flower.password").read_text().strip()
         lines = [f'address = "{HOST}"', f"port = {port}", f'basic_auth = ["{FLOWER_USER}:{password}"]']
         lines += ["read_only = True"]  # it shows; what acts on runs is the API, which writes down who did it
+        lines += ["max_tasks = 1000", "max_workers = 500"]  # of all that it has heard; it would keep ten times as many
         write_private(configuration, "\n".join(lines) + "\n")
         argv = _python("celery", "-A", "shared.celery_app:app", "flower", f"--conf={configuration}")
         environment = self._bare() | self._told("flower")
