@@ -109,6 +109,7 @@ def main() -> int:
                 model.wait_for_champion(1)
             series = work(product, models, minutes)
             done = {state: sum(len(model.runs(state)) for model in models) for state in ("trained", "failed")}
+            done["all"] = max(run["id"] for model in models for run in model.runs())
         finally:
             product.stop()
     return report(series, minutes, done)
@@ -116,7 +117,7 @@ def main() -> int:
 
 def report(series: list[Series], minutes: float, done: dict[str, int]) -> int:
     print(
-        f"{minutes:g} minutes, {done['trained']} runs trained (of the last 200 of each model), {done['failed']} failed"
+        f"{minutes:g} minutes, {done['all']} runs; of the last 200 of each model {done['trained']} trained, {done['failed']} failed"
     )
     print(f"{'':18}{'':14}{'first':>9}{'last':>9}{'growth after warm-up':>22}{'allowed':>9}")
     for one in sorted(series, key=lambda each: (each.kind, each.of)):
