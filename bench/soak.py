@@ -63,7 +63,7 @@ def _resident_bytes(pid: int) -> int:
     return pages * 4096
 
 
-def work(product: Product, models: list[Model], minutes: float) -> list[Series]:
+def work(product: Product, models: list[Model], minutes: float, pause_s: float = PAUSE_S) -> list[Series]:
     """Report data, break requests off, and look, until the time is over."""
     found: dict[tuple[str, str], Series] = {}
     began, looked = time.monotonic(), 0.0
@@ -76,7 +76,7 @@ def work(product: Product, models: list[Model], minutes: float) -> list[Series]:
             looked = now
             for of, kind, value in look(product):
                 found.setdefault((of, kind), Series(of, kind, [])).seen.append((now, value))
-        time.sleep(PAUSE_S)
+        time.sleep(pause_s)
     return list(found.values())
 
 
