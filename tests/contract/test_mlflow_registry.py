@@ -268,6 +268,22 @@ def test_a_bundle_that_describes_itself_wrongly_is_refused(bundle: Path, file: s
 MLMODEL = "artifact_path: file:///private\nflavors: {python_function: {loader_module: x}}\nrun_id: abc\nmodel_id: m-1\nmetadata: {mine: 1}\n"
 
 
+@pytest.mark.filterwarnings("default")  # of MLflow's own
+def test_a_registered_model_that_a_script_logged_is_loaded_by_its_own_flavours(
+    mlflow_server: Server, registry: MlflowRegistry, registration: Registration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow.sklearn
+    from sklearn.dummy import DummyRegressor
+
+    fitted = DummyRegressor(strategy="constant", constant=7.0).fit([[0]], [1])
+    mlflow.sklearn.save_model(fitted, registration.bundle_dir / "model" / "mlflow", pip_requirements=[])
+    composed(registration.bundle_dir)
+    version = registry.register(registration).version
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.url)
+    for load in (mlflow.pyfunc.load_model, mlflow.sklearn.load_model):
+        assert load(f"models:/{registration.model}/{version}").predict([[3]]).tolist() == [7.0]
+
+
 def test_a_model_that_a_script_logged_ships_as_it_is_without_the_ids_of_its_store(bundle: Path) -> None:
     write(bundle, "model/mlflow/MLmodel", MLMODEL)
     write(bundle, "model/mlflow/model.pkl", "a pickle")
