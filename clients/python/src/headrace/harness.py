@@ -67,7 +67,7 @@ class Harness:
         if job.get("command") or job.get("evaluate_command"):  # what it needs takes time to import
             needs = [
                 _load(f"headrace_harness_{name}", here / f"harness_{name}.py")
-                for name in ("export", "mlflow", "command")
+                for name in ("export", "mlflow", "collect", "command")
             ]
             self._commands = needs[-1].Commands(job, self._author, self._jobs.check_metric, *needs[:-1])
         self._seconds: dict[str, float] = {}

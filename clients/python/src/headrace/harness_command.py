@@ -26,23 +26,15 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 _LINES = 20
 _TAIL_BYTES = 4_000
 _PATIENCE_S = 2.0
-_KILLED = {128 + number: number for number in (signal.SIGKILL, signal.SIGTERM)}
 # what a shell makes of a program that was killed below it
-# How a file of this name is read, unless the `load` entry says how. By joblib where it is installed, which reads plain pickles too.
-_KNOWN = {
-    "model.joblib": "joblib",
-    "model.pkl": "pickled",
-    "model.pickle": "pickled",
-    "model.keras": "keras",
-    "model.onnx": "onnx",
-    "model.ubj": "xgboost",
-}
+_KILLED = {128 + number: number for number in (signal.SIGKILL, signal.SIGTERM)}
 
 
 class CommandFailed(Exception):
@@ -55,48 +47,44 @@ class CommandFailed(Exception):
         self.tail = tail
 
 
-class NothingLeft(CommandFailed):
-    """It ended well and left nothing that could be taken."""
-
-    kind = "bad_output"
-
-
 class Commands:
-    """The commands of one job. `author` is the TrainingJob that keeps what they log; `export` and `mlflow` are modules of the harness."""
+    """The commands of one job. `author` is the TrainingJob that keeps what they log; the others are modules of the harness."""
 
-    errors = (CommandFailed,)
-
-    def __init__(self, job: dict[str, Any], author: Any, check_metric: Any, export: Any, mlflow: Any) -> None:
+    def __init__(
+        self, job: dict[str, Any], author: Any, check_metric: Any, export: Any, mlflow: Any, collect: Any
+    ) -> None:
         self._job = job
         self._author = author
         self._check_metric = check_metric
         self._export = export
         self._mlflow = mlflow
+        self._collect = collect
+        self.errors = (CommandFailed, collect.NothingLeft)
 
     def train(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Run `command`; what headrace.json says of the files that it left in job.output, and its metrics, unchecked, if it wrote any."""
         judges = not self._job["evaluate"] and not self._job["evaluate_command"]
         parts = ("train", "holdout") if judges else ("train",)
         place, before, logged = self._run("command", self._author.output, parts)
-        metrics = _metrics(place, before, logged)
+        metrics = self._collect.metrics(place, before, logged)
         if logged is not None:
             self._author.take(logged.history, logged.parameters)
-        return self._collect(place, before, logged), metrics
+        return self._collect.collect(place, before, logged, Path(self._author.output), self._job["load"]), metrics
 
     def evaluate(self, model_dir: Path) -> dict[str, Any]:
         """Run `evaluate_command`; the metrics that it wrote, unchecked."""
         place, before, logged = self._run("evaluate_command", model_dir, ("holdout",))
-        found = _metrics(place, before, logged)
+        found: dict[str, Any] | None = self._collect.metrics(place, before, logged)
         if found is None:
-            raise NothingLeft(
-                f"the command `{self._line('evaluate_command')}` wrote no metrics.json; {_METRICS_ADVICE}"
+            raise self._collect.NothingLeft(
+                f"the command `{self._line('evaluate_command')}` wrote no metrics.json; {self._collect.METRICS_ADVICE}"
             )
         return found
 
     def _run(self, key: str, model_dir: Path, parts: tuple[str, ...]) -> tuple[Path, dict[str, Any], Any]:
         place = Path(self._author.scratch) / key
         shutil.copytree(self._job["checkout"], place, symlinks=True, ignore=shutil.ignore_patterns(".git"))
-        before = _state(place)
+        before = self._collect.state(place)
         store, plots = place.with_name(f"{key}-mlflow"), place.with_name(f"{key}-plots")
         plots.mkdir()  # the store not: MLflow makes a default experiment only in one that is not there yet
         os.environ.update(self._mlflow.variables(store))  # ours too: MLflow asks its store when it loads a model
@@ -193,25 +181,6 @@ class Commands:
             told["file"] = str(file)
         return {**told, "sql": rows.sql, "params": rows.params}
 
-    def _collect(self, place: Path, before: dict[str, Any], logged: Any) -> dict[str, Any]:
-        """The model's files into job.output, and how they are read."""
-        output = Path(self._author.output)
-        if any(output.iterdir()):
-            return _described(output, self._job["load"])
-        if logged is not None and logged.model is not None:
-            shutil.copytree(logged.model, output / "mlflow", symlinks=True)
-            return {"format": "mlflow", "file": "mlflow"}
-        for path in (path for path in sorted(place.iterdir()) if path.name.partition(".")[0] == "model"):
-            if path.name not in before or before[path.name] != _stamp(path):
-                copy = shutil.copytree if path.is_dir() else shutil.copy2
-                copy(path, output / path.name)
-        if not any(output.iterdir()):
-            raise NothingLeft(
-                f"the command `{self._line('command')}` left no model; write its files into the directory that HEADRACE_MODEL_DIR names, "
-                "or one called model or model.* where it starts, or log it to MLflow"
-            )
-        return _described(output, self._job["load"])
-
     def _keep_events(self, seen: int) -> None:
         """The metrics among the lines that the command appended; the trainer reads the progress by itself."""
         if not self._events.exists():
@@ -224,17 +193,15 @@ class Commands:
             try:
                 event = json.loads(line)
                 if event["event"] == "metric":
-                    point = {"key": event["key"], "value": self._check_metric(event["key"], event["value"])}
-                    points.append(
-                        {
-                            **point,
-                            "step": int(event.get("step") or 0),
-                            "timestamp_ms": int(event.get("timestamp_ms") or 0),
-                        }
-                    )
+                    points.append(self._point(event))
             except (ValueError, KeyError, TypeError):
                 print(f"headrace: a line of HEADRACE_EVENTS is no event: {line[:200]!r}", file=sys.stderr)
         self._author.take(points, {})
+
+    def _point(self, event: dict[str, Any]) -> dict[str, Any]:
+        value = self._check_metric(event["key"], event["value"])
+        at = int(event.get("timestamp_ms") or time.time() * 1000)
+        return {"key": event["key"], "value": value, "step": int(event.get("step") or 0), "timestamp_ms": at}
 
     def _keep_plots(self, files: list[tuple[str, Path]]) -> None:
         for name, path in files:
@@ -249,40 +216,6 @@ class Commands:
 
     def _line(self, key: str) -> str:
         return shlex.join(self._job[key])
-
-
-_METRICS_ADVICE = "write an object of numbers by name to the file that HEADRACE_METRICS names"
-
-
-def _metrics(place: Path, before: dict[str, Any], logged: Any) -> dict[str, Any] | None:
-    """Those of a metrics.json that the command wrote (one that lies in the repository is an old one), else of MLflow."""
-    file = place / "metrics.json"
-    if file.is_file() and before.get(file.name) != _stamp(file):
-        try:
-            found: dict[str, Any] = json.loads(file.read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise NothingLeft(f"metrics.json is no JSON ({error}); {_METRICS_ADVICE}") from error
-        return found
-    return logged.metrics if logged is not None and logged.metrics else None
-
-
-def _described(output: Path, load: str | None) -> dict[str, Any]:
-    found = next((name for name in _KNOWN if (output / name).is_file()), None) if load is None else None
-    if found is None:
-        return {"format": "own"}
-    return {
-        "format": _KNOWN[found],
-        "file": found,
-        **({"library": "keras", "imports": []} if found == "model.keras" else {}),
-    }
-
-
-def _state(place: Path) -> dict[str, Any]:
-    return {path.name: _stamp(path) for path in place.iterdir()}
-
-
-def _stamp(path: Path) -> Any:
-    return None if path.is_dir() else (path.lstat().st_mtime_ns, path.lstat().st_size, path.lstat().st_ino)
 
 
 def _copy(source: Any, tail: bytearray) -> None:
