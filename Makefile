@@ -45,6 +45,13 @@ token: $(READY)  ## make a token for the REST interface: NAME=storefront SCOPES=
 tidy: $(READY)  ## take away now what `keep` no longer keeps; DRY=1 only says what would go
 	@exec $(BIN)/python -m stack tidy --state '$(STATE)' $(if $(DRY),--dry-run)
 
+.PHONY: envs prune
+envs: $(READY)  ## the model environments on STATE: size, last use, and who uses them
+	@exec $(BIN)/python -m stack envs --state '$(STATE)'
+
+prune: $(READY)  ## take away environments, checkouts and caches that nobody uses now; DRY=1 only says what would go
+	@exec $(BIN)/python -m stack envs --prune --state '$(STATE)' $(if $(DRY),--dry-run)
+
 .PHONY: audit
 audit: $(READY)  ## is everything as promised on STATE? reads only, at any time; DEEP=1 reads every stored file
 	@exec $(BIN)/python -m stack audit --state '$(STATE)' $(if $(DEEP),--deep)

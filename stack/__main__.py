@@ -64,6 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_state(tidy)
     tidy.set_defaults(run=("stack.tidy", "main"), on_a_ledger=True)
 
+    envs = commands.add_parser("envs", help="the model environments on this machine: size, last use, and who uses them")
+    envs.add_argument("--json", action="store_true", help="everything, for a program")
+    envs.add_argument("--prune", action="store_true", help="take away all of the trainer's disk that nobody uses now")
+    envs.add_argument("--dry-run", action="store_true", help="with --prune: only say what would be taken")
+    _add_state(envs)
+    envs.set_defaults(run=("stack.envs", "main"), on_a_ledger=True)
+
     audit = commands.add_parser(
         "audit",
         help="hold ledger, MLflow, blob store and Redis against what is promised; reads only, at any time",

@@ -33,7 +33,7 @@ def main(arguments: argparse.Namespace) -> int:
     except HeadraceError as error:
         print(error.message, file=sys.stderr)
         return 1
-    return _print(reports, dry=arguments.dry_run)
+    return show_reports(reports, dry=arguments.dry_run)
 
 
 def _tidy(settings: Settings, *, dry: bool) -> list[Titled]:
@@ -69,7 +69,8 @@ def _progress() -> Progress:
     return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
-def _print(reports: list[Titled], *, dry: bool) -> int:
+def show_reports(reports: list[Titled], *, dry: bool) -> int:
+    """Print them; the exit code."""
     console = Console(highlight=False)
     for title, report in reports:
         console.print(_table(title, report, "would be taken" if dry else "was taken"))

@@ -19,7 +19,7 @@ import structlog
 from headrace.environment import EnvironmentFailed, Environments
 from uv import find_uv_bin
 
-from services.trainer.disk import Disk
+from services.trainer.disk import Disk, measure
 from shared.catalog import Catalog
 from shared.errors import HeadraceError
 from shared.git import Mirror
@@ -63,8 +63,9 @@ class DiskTidy:
             except Exception:  # the edge: the disk is looked at again in an hour
                 log.exception("disk_not_tidied")
 
-    def tidy(self, *, dry: bool = False) -> Report:
-        """Take what is stale, and of the rest what has been unused for longest, until it fits. Raises `OSError` for a disk that fails."""
+    def tidy(self, *, dry: bool = False, everything: bool = False) -> Report:
+        """Take what is stale, and of the rest what has been unused for longest, until it fits; `everything` that nobody uses, whether it
+        fits or not. Raises `OSError` for a disk that fails."""
         report = Report()
         catalog = self.catalog()
         if not dry:
@@ -72,7 +73,7 @@ class DiskTidy:
         self._scratch(report, dry)
         self._drafts(report, dry)
         self._mirrors(report, catalog, dry)
-        self._places(report, catalog.keep.environments, dry)
+        self._places(report, 0 if everything else catalog.keep.environments, dry)
         if not dry:
             self._prune(report)
         if any(count.number for count in report.taken.values()):
@@ -136,7 +137,7 @@ class DiskTidy:
         """What killed attempts have left, and the marks of those that have ended."""
         for path in _children(self._disk.scratch):
             if _is_stale(path):
-                self._take(path, report, dry, _measure(path))
+                self._take(path, report, dry, measure(path))
         for mark in _children(self._disk.mark(self._disk.scratch)):
             place = self._disk.scratch / mark.name
             if not dry and not place.exists() and _is_stale(mark):
@@ -148,14 +149,14 @@ class DiskTidy:
         """What killed builders and copiers have left; one that is at work holds the lock of what it makes."""
         for path in _children(self._disk.environments):
             if path.name.startswith(".draft-") and _is_stale(path):
-                size_bytes = _measure(path)
+                size_bytes = measure(path)
                 if dry or self._trash(path):
                     report.take("drafts", 1, size_bytes)
         for path in (*_children(self._disk.checkouts), *_children(self._disk.bundles)):
             if path.name.endswith(".partial") and _is_stale(path):
                 with unused(path.with_suffix(".lock")) as free:
                     if free and path.exists():
-                        report.take("drafts", 1, _measure(path))
+                        report.take("drafts", 1, measure(path))
                         if not dry:
                             self._trash(path)
 
@@ -169,7 +170,7 @@ class DiskTidy:
                 continue
             with unused(path.with_suffix(".lock")) as free:
                 if free:
-                    report.take("mirrors", 1, _measure(path))
+                    report.take("mirrors", 1, measure(path))
                     if not dry:
                         self._trash(path)
 
@@ -177,7 +178,7 @@ class DiskTidy:
         """What no longer serves in uv's own cache, while nobody installs; after an environment went, for that is when there is some."""
         if "environments" not in report.taken or not self._disk.uv_cache.exists():
             return
-        before = _measure(self._disk.uv_cache)
+        before = measure(self._disk.uv_cache)
         with self._disk.unused(self._disk.uv_cache) as free:
             if not free:
                 report.keep("uv-cache", "it is in use")
@@ -188,12 +189,12 @@ class DiskTidy:
             except (EnvironmentFailed, HeadraceError) as error:
                 report.errors.append(f"uv's cache could not be pruned: {error}")
                 return
-        if (freed := before - _measure(self._disk.uv_cache)) > 0:
+        if (freed := before - measure(self._disk.uv_cache)) > 0:
             report.take("uv-cache", 1, freed)
 
     def _size(self, path: Path) -> int:
         if path not in self._sizes:
-            self._sizes[path] = _measure(path)
+            self._sizes[path] = measure(path)
         return self._sizes[path]
 
 
@@ -208,13 +209,3 @@ def _is_stale(path: Path) -> bool:
     with suppress(FileNotFoundError):
         return path.stat().st_mtime < time.time() - STALE_S
     return False
-
-
-def _measure(path: Path) -> int:
-    """Bytes of the files under it; one that goes meanwhile counts for nothing."""
-    total = 0
-    for folder, _, files in os.walk(path):
-        for name in files:
-            with suppress(FileNotFoundError):
-                total += os.lstat(os.path.join(folder, name)).st_size
-    return total

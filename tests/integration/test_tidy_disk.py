@@ -17,6 +17,7 @@ import pytest
 
 from services.trainer.checkout import Workshop
 from services.trainer.disk import Disk
+from services.trainer.stock import environments
 from services.trainer.tidy import DiskTidy
 from shared import catalog
 from shared.git import Mirror
@@ -98,6 +99,37 @@ def test_what_another_process_uses_stays_until_that_ends_or_is_killed(machine: M
         user.kill()
     assert machine.tidy("1B").tidy().taken["environments"].number == 1
     assert not place.exists()
+
+
+def test_environments_are_listed_with_their_size_their_last_use_and_what_runs_in_them(machine: Machine) -> None:
+    disk, scratch = machine.disk, machine.disk.scratch / "17-1"
+    idle = machine.put(disk.environments / "e1", 1000, 300)
+    busy = machine.put(disk.environments / "e2", 2000, 100)
+    for place in (idle, busy):
+        (place / "bin").mkdir()
+        (place / "bin/python").symlink_to(sys.executable)
+    (idle / "requirements.txt").write_text(
+        "six==1.17.0 \\\n    --hash=sha256:0\niniconfig==2.1.0 ; python_version > '3' \\\n"
+    )
+    (disk.environments / ".draft-e3-0badcafe/bin").mkdir(parents=True)
+    argv = [
+        str(busy / "bin/python"),
+        "-c",
+        "import sys; print('up', flush=True); sys.stdin.read()",
+        f"{scratch}/job.json",
+    ]
+    with disk.using(busy), subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "up\n"
+        first, second = environments(disk)
+        assert machine.tidy("1GB").tidy(everything=True).taken["environments"].number == 1
+        child.communicate()
+    assert (first.name, first.in_use, first.users) == ("e2", True, ("17-1",))
+    assert (second.name, second.in_use, second.users) == ("e1", False, ())
+    assert second.packages == ("six==1.17.0", "iniconfig==2.1.0")
+    assert (second.size_bytes > 1000, first.size_bytes > 2000) == (True, True)
+    assert 290 < time.time() - second.used_at < 400
+    assert (idle.exists(), busy.exists()) == (False, True)
 
 
 def test_an_environment_that_is_being_built_stays(machine: Machine) -> None:
