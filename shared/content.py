@@ -12,7 +12,7 @@ from shared.toml import read_toml
 from shared.worktree import Entry
 
 _REQUIREMENTS = ("uv.lock", "requirements.txt")
-_BESIDE = {"name", "version", "paths", "compute_class", "time_limit"}
+_BESIDE = {"name", "version", "paths", "compute_class", "time_limit", "test"}
 """What a release may say otherwise without another model coming of it."""
 
 

@@ -161,6 +161,12 @@ class Tool(Strict):
         description="A training may last so long; the operator's own limit holds too.",
         examples=["2h"],
     )
+    test: CommandLine | None = Field(
+        None,
+        description="The model's own tests: a program that runs before each training, in the model's environment and a copy of its files; "
+        "if it fails nothing is trained.",
+        examples=["pytest -q"],
+    )
     paths: tuple[RepositoryPath, ...] = Field(
         (),
         max_length=100,

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 
 import structlog
 
-from services.trainer import bundle, checkpoints, child, jobs
+from services.trainer import bundle, checkpoints, child, jobs, own_tests
 from services.trainer.checkout import Prepared, Say, Workshop
 from services.trainer.checkpoints import Keeper
 from services.trainer.claims import Claims
@@ -146,10 +147,29 @@ class Trainer:
         work = child.Work(
             job, scratch, self._log_name(claim), _time_limit(claim), env, model.limits, share.cpus, self.grace_s, meter
         )
+        if claim.release.declaration.test is not None:
+            with steps.step("test"):
+                self._run_tests(claim, claim.release.declaration.test, work, prepared, heart, share)
         with self._keeper(claim, scratch), steps.step("train"):
             result = child.run(work, prepared, self.workshop.users, self.logs, heart)
         steps.seconds |= {f"train.{name}": seconds for name, seconds in result.seconds.items()}
         return prepared, result.metrics if job["judged"] else None
+
+    def _run_tests(
+        self, claim: Claim, command: tuple[str, ...], work: child.Work, prepared: Prepared, heart: Heart, share: Share
+    ) -> None:
+        """The model's own tests, in a scratch directory that the training never sees."""
+        disk, scratch = Disk(self.home), work.scratch.with_name(f"{work.scratch.name}-tests")
+        shutil.rmtree(scratch, ignore_errors=True)
+        with disk.using(scratch):
+            try:
+                scratch.mkdir(mode=0o700)
+                env = child.environment(claim.model.pass_env, claim.run, prepared, scratch, share)
+                self._say(claim, f"running the tests: {shlex.join(command)}")
+                own = replace(work, job={}, scratch=scratch, env=env)
+                own_tests.run(command, own, prepared, self.workshop.users, self.logs, heart)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
 
     def _resumed(self, claim: Claim, scratch: Path) -> str | None:
         """What an earlier attempt has left to go on from, as a file that the child reads."""

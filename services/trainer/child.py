@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -49,24 +49,31 @@ class Work:
     cpus: tuple[int, ...] = ()  # that it may run on; none: all
     grace_s: float = GRACE_S  # that code which listens has, when it is told to stop
     meter: Meter = field(default_factory=Meter)  # is told what it has used
+    log_file: str = "output.log"  # in `scratch`: its output on the way to the log
+    cwd: Path | None = None  # where it starts; `scratch` without it
 
 
 def run(work: Work, prepared: Prepared, users: Users, logs: Logs, heart: Heart) -> Result:
     """Run the harness to its end, within its limits and as a user that `users` lends. Raises `AttemptFailed` with the reason, or `Stopped`
     after the child's tree is gone."""
     argv = job.command(prepared.python, job.write(work.job, work.scratch))
-    written = work.scratch / "output.log"
+    killed_before = oom_kills()
+    ending = execute(argv, work, prepared, users, logs, heart)
+    return _read_result(work.scratch / "result.json", ending, killed_before)
+
+
+def execute(argv: Sequence[str], work: Work, prepared: Prepared, users: Users, logs: Logs, heart: Heart) -> Ending:
+    """Run any program in the place of the harness; how it ended. Raises as `run` does."""
+    written = work.scratch / work.log_file
     written.touch(mode=0o600)
     with users.one() as uid, Pump(logs, work.log_name, written, max_bytes=work.limits.log):
         if uid is not None:
             users.hand_over(work.scratch, uid)
         confined = _confined(work, uid)
-        killed_before = oom_kills()
         with _START:
-            child = Warded.start(argv, log=written, env=work.env, cwd=work.scratch, confined=confined)
+            child = Warded.start(argv, log=written, env=work.env, cwd=work.cwd or work.scratch, confined=confined)
         with _WATCH:
-            ending = _watch(child, work, heart, prepared)
-    return _read_result(work.scratch / "result.json", ending, killed_before)
+            return _watch(child, work, heart, prepared)
 
 
 def _confined(work: Work, uid: int | None) -> Confined:

@@ -27,7 +27,7 @@ from services.trainer.claims import LedgerClaims, LedgerWork
 from services.trainer.evaluate import Evaluator
 from services.trainer.shares import Shares, own_cpus
 from shared.blobs import make_blobs
-from shared.ledger import Ledger, runs, versions
+from shared.ledger import Ledger, attempts, runs, versions
 from shared.logs import make_logs
 from shared.settings import Settings
 from tests.guard import GUARD
@@ -116,6 +116,7 @@ def test_no_transaction_is_open_while_anything_but_the_ledger_is_asked(
         wait_for(lambda: hook.of(name, "version.promoted"))
     with ledger.read() as tx:
         assert runs.find(tx, run).state == "trained"
+        assert "test" in attempts.of_run(tx, run)[0].seconds
         assert versions.champion(tx, name).number == 1
     ledger.close()
     assert {"subprocess.Popen", "http.client.send", "socket.connect"} <= GUARD.passed
@@ -124,7 +125,9 @@ def test_no_transaction_is_open_while_anything_but_the_ledger_is_asked(
 
 def publish(repository: Path, name: str) -> None:
     repository.mkdir()
-    (repository / "pyproject.toml").write_text(PYPROJECT.format(name=name, version="1.0.0", compute_class="standard"))
+    declared = PYPROJECT.format(name=name, version="1.0.0", compute_class="standard")
+    own_tests = "[tool.headrace]\ntest = \"python -c 'import small; print(1 + 1, small.__name__)'\"\n"
+    (repository / "pyproject.toml").write_text(declared.replace("[tool.headrace]\n", own_tests, 1))
     (repository / "small.py").write_text(SOURCE)
     who = {f"GIT_{role}_{fact}": "a@example.com" for role in ("AUTHOR", "COMMITTER") for fact in ("NAME", "EMAIL")}
     environ = {"PATH": os.environ["PATH"], "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", **who}

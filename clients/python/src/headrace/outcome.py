@@ -23,6 +23,7 @@ _SAID = ("author_error", "invalid_metric", "bad_output", "disk_limit", "out_of_m
 _MEND = "mend the code and tag a new release; `headrace logs` has the whole output"
 ADVICE = {
     "author_error": _MEND,
+    "test_failed": "mend the code or its test, and tag a new release; `headrace logs` has the whole output",
     "invalid_metric": "return finite numbers under plain names from evaluate(), and log no others",
     "bad_output": "return the model from train(), or save plain files into job.output",
     "bad_exit": _MEND,
