@@ -364,7 +364,7 @@ def test_a_command_that_is_stopped_leaves_a_last_checkpoint_and_the_next_one_goe
             cp "$HEADRACE_RESUME" "$HEADRACE_MODEL_DIR/weights"
             exit 0
         fi
-        trap 'echo "epoch 7" > epoch && mv epoch "$HEADRACE_CHECKPOINT"; exit 143' TERM
+        trap 'sleep 0.5; echo "epoch 7" > epoch && mv epoch "$HEADRACE_CHECKPOINT"; exit 143' TERM
         touch "$HEADRACE_CHECKPOINT.begun"
         while true; do sleep 0.05; done
     """
