@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,14 @@ from headrace.cli import main
 
 from shared import catalog, declaration
 from shared.repository import highest_version
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patched:
+        place = tmp_path_factory.mktemp("cache")
+        patched.setenv("HEADRACE_CACHE", str(place))
+        yield place
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +37,7 @@ def said(place: Path, *arguments: str) -> str:
 
 
 def test_a_new_repository_trains_and_its_own_tests_pass(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = tmp_path / "Heat Load"
     assert main(["init", str(place), "--json"]) == 0
@@ -40,7 +49,6 @@ def test_a_new_repository_trains_and_its_own_tests_pass(
     assert catalog.parse(told["config"].encode()).models["heat-load"].repository == str(place)
     assert "uv.lock" in said(place, "ls-files").split()
 
-    monkeypatch.setenv("HEADRACE_CACHE", str(tmp_path / "cache"))
     assert main(["try", str(place), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["saved"]["format"] == "joblib"
@@ -48,6 +56,22 @@ def test_a_new_repository_trains_and_its_own_tests_pass(
     assert [column["name"] for column in found["signature"]["inputs"]] == ["hour", "weekday"]
     assert found["remarks"] == []
     subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", place], check=True, cwd=place)
+
+
+def test_one_that_is_trained_by_scripts_does_so_too(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "heat"
+    assert main(["init", str(place), "--command", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["uncommitted"] is None
+    assert main(["try", str(place), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["saved"]["format"], found["saved"]["file"]) == ("joblib", "model.joblib")
+    assert found["metrics"]["mean_error"] < 2.5
+    assert found["remarks"] == []
+    assert len([*(cache / "environments").glob("*/headrace-environment.json")]) == 1, (
+        "the same packages, one environment"
+    )
 
 
 def test_its_checks_are_a_workflow_of_commands_that_exist(tmp_path: Path) -> None:

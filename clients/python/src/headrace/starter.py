@@ -40,6 +40,16 @@ KINDS = {
         "$package/model.py",
         "`train`, `evaluate` and `predict`",
     ),
+    "command": Kind(
+        {
+            "pyproject.toml": "pyproject.toml",
+            "train.py": "train.py",
+            "evaluate.py": "evaluate.py",
+            "test_train.py": "tests/test_train.py",
+        },
+        "train.py",
+        "what trains; `evaluate.py` judges. Either may be any other program",
+    ),
 }
 
 

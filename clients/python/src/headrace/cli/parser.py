@@ -176,6 +176,9 @@ def _authoring(commands: Any) -> None:
         function="run",
     )
     init.add_argument("path", nargs="?", default=".", metavar="PATH", help="a new or empty directory (.)")
+    init.add_argument(
+        "--command", action="store_true", dest="command_line", help="trained by scripts, not by functions: any language"
+    )
     init.add_argument("--name", metavar="MODEL", help="the model's name (that of the directory)")
     trying = _command(
         commands,

@@ -16,8 +16,8 @@ def run(arguments: Namespace) -> None:
     from headrace import starter
 
     place = Path(arguments.path).resolve()
-    model = starter.write(place, "function", arguments.name)
-    unlocked, uncommitted = starter.lock(place), None
+    model = starter.write(place, "command" if arguments.command_line else "function", arguments.name)
+    unlocked = starter.lock(place)
     uncommitted = starter.commit(place)
     lines = config(model, place)
     if arguments.json:
