@@ -43,12 +43,13 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Asked:
-    """What to try."""
+    """What to try. `python`: run in the environment of this one, and build none."""
 
     repository: Path
     data: Sequence[str] = ()
     wanted: Wanted = field(default_factory=Wanted)
     index_url: str | None = field(default=None, repr=False)
+    python: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,11 @@ class Trial:
 
     def _prepare(self) -> tuple[Path, str, dict[str, float]]:
         """The environment's Python, its locked requirements, and how long it took."""
+        if self._asked.python is not None:
+            self._say(
+                f"in the environment of {self._asked.python}; whether your requirements hold all of it is not known"
+            )
+            return self._asked.python, "", {}
         began = time.monotonic()
         try:
             place = _cache("headrace", "HEADRACE_CACHE") / "environments"

@@ -202,6 +202,11 @@ def _authoring(commands: Any) -> None:
     trying.add_argument(
         "--holdout", type=_percent, default=10.0, metavar="N%", help="the newest share, to judge on (10%%)"
     )
+    trying.add_argument(
+        "--python",
+        metavar="PYTHON",
+        help="run in the environment of this Python, and build none: quicker, but proves less",
+    )
     trying.add_argument("--index-url", metavar="URL", help="where packages come from (PyPI)")
 
 

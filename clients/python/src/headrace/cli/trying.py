@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from headrace.cli import show
 from headrace.cli.logs import Lines
@@ -33,7 +34,9 @@ def run(arguments: Namespace) -> int:
         out.flush()
 
     wanted = Wanted(arguments.sample, arguments.upto, arguments.holdout)
-    asked = trial.Asked(Path(arguments.path).resolve(), arguments.data, wanted, arguments.index_url)
+    asked = trial.Asked(
+        Path(arguments.path).resolve(), arguments.data, wanted, arguments.index_url, _python(arguments.python)
+    )
     try:
         report = trial.attempt(asked, lambda text: write(f"[headrace] {text}\n"), write)
     except RunFailed as error:
@@ -45,6 +48,14 @@ def run(arguments: Namespace) -> int:
     else:
         _show(report)
     return 0 if report.passes else GATE_FAILS
+
+
+def _python(told: Optional[str]) -> Optional[Path]:
+    """Not resolved: a link's own place is what makes it the Python of an environment."""
+    found = shutil.which(told) if told is not None else None
+    if told is not None and found is None:
+        raise Problem(f"there is no program {told}", "give the path of a Python, such as .venv/bin/python")
+    return Path(found).absolute() if found is not None else None
 
 
 def _failed(error: Any, as_json: bool) -> int:
