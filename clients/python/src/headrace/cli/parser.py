@@ -78,9 +78,17 @@ def _runs(commands: Any) -> None:
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
     logs.add_argument("--attempt", type=_count, metavar="N", help="an earlier attempt (default: the latest)")
     retrain = _command(
-        commands, "retrain", "runs", "train a model now", 'headrace retrain flight-delays --reason "new gate"'
+        commands,
+        "retrain",
+        "runs",
+        "train a model now, or all that something has changed for",
+        'headrace retrain flight-delays --reason "new gate"\n  headrace retrain --dataset flights   every model that trains on it, to its end',
     )
-    retrain.add_argument("model", metavar="MODEL")
+    which = retrain.add_mutually_exclusive_group(required=True)
+    which.add_argument("model", nargs="?", metavar="MODEL")
+    which.add_argument("--all", action="store_true", help="every model, and follow them")
+    which.add_argument("--dataset", metavar="NAME", help="every model that trains on this dataset, and follow them")
+    retrain.add_argument("--no-wait", action="store_true", help="with --all and --dataset: do not follow them")
     retrain.add_argument("--again", action="store_true", help="also if nothing has changed since the last training")
     cancel = _command(commands, "cancel", "runs", "stop a run", 'headrace cancel 17 --reason "wrong table"')
     retry = _command(commands, "retry", "runs", "try a failed or cancelled run again", "headrace retry 17")

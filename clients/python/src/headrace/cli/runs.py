@@ -22,7 +22,11 @@ def run(arguments: Namespace) -> None:
     _show(connect().get(api_path("runs", arguments.run)), arguments.json)
 
 
-def retrain(arguments: Namespace) -> None:
+def retrain(arguments: Namespace) -> Optional[int]:
+    if arguments.model is None:
+        from headrace.cli import campaign
+
+        return campaign.retrain(arguments)
     body: Dict[str, Any] = {"model": arguments.model, **_reason(arguments.reason)}
     if arguments.again:  # an older platform does not know the word
         body["again"] = True
@@ -32,6 +36,7 @@ def retrain(arguments: Namespace) -> None:
         f"run {found['id']} of {found['model']}: {found['sentence']}\nwatch it: headrace logs -f {found['id']}",
         arguments.json,
     )
+    return None
 
 
 def cancel(arguments: Namespace) -> None:
