@@ -30,6 +30,8 @@ NET = """
         def __init__(self, width, loud):
             super().__init__(width, loud)
             self.init_arguments = {"width": width, "loud": loud}
+    class Tuned(Net):
+        hparams = {"learning_rate": 0.1}
     class Plain(Net):
         def __init__(self): super().__init__(3)
     def predict(model, rows):
@@ -68,6 +70,7 @@ def run(place: Path, python: Path, code: str, source: str = NET) -> Any:
         ("shop.Told(5, True)", "shop:Told"),
         ("shop.Plain()", "shop:Plain"),
         ("shop.Net(6, loud=True)", None),
+        ("shop.Tuned()", None),
         ("torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Dropout(), torch.nn.Linear(3, 1))", None),
     ],
 )

@@ -127,10 +127,19 @@ def _torch(model: Any, place: Path) -> Described:
     torch = sys.modules["torch"]
     torch.save(model.state_dict(), place / "state.pt")
     described: Described = {"format": "torch", "file": "state.pt", "class": None, "arguments": _arguments(model)}
-    if described["arguments"] is not None and _is_importable(type(model)):
+    if described["arguments"] is not None and _is_importable(type(model)) and _builds(model, described["arguments"]):
         return {**described, "class": _path(type(model))}
     torch.save(model, place / "module.pt")
     return described
+
+
+def _builds(module: Any, arguments: Described) -> bool:
+    """Whether its class takes them, and what comes of it takes the state: `hparams` may be about something else."""
+    try:
+        type(module)(**arguments).load_state_dict(module.state_dict())
+        return True
+    except Exception:  # noqa: BLE001 - of the author's constructor
+        return False
 
 
 def _arguments(module: Any) -> Described | None:
