@@ -181,6 +181,22 @@ def test_a_failure_is_told_as_the_platform_classifies_it(
         assert words in err
 
 
+def test_a_repositorys_own_tests_run_first_and_a_failure_is_named(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(repository, 'time_limit = "20s"', 'test = "python -m unittest -q"\ntime_limit = "20s"', "pyproject.toml")
+    lines = "import unittest, heat\nclass Heat(unittest.TestCase):\n    def test_mean(self):\n        "
+    (repository / "test_heat.py").write_text(f"{lines}self.assertEqual(heat.predict({{'mean': 2}}, [1]), [2])\n")
+    assert main(["try", str(repository)]) == 0
+    said = capsys.readouterr().out
+    assert said.index("[headrace] running the tests: python -m unittest -q") < said.index("training on")
+    (repository / "test_heat.py").write_text(f"{lines}self.assertEqual(heat.predict({{'mean': 2}}, [1]), [3])\n")
+    assert main(["try", str(repository)]) == 1
+    told = capsys.readouterr()
+    assert "test_failed: FAIL: test_mean (test_heat.Heat" in told.err
+    assert "training on" not in told.out
+
+
 def test_a_training_past_its_time_limit_is_ended_with_all_that_it_started(
     repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

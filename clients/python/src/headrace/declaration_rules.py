@@ -171,7 +171,7 @@ def _compares(gate: Mapping[str, Any]) -> bool:
 _ENTRY_POINT = _matching(_ENTRY, 'is no entry point; write it as "module:function"')
 _TOOL = {
     **dict.fromkeys(("train", "evaluate", "predict", "load"), _ENTRY_POINT),
-    **dict.fromkeys(("command", "evaluate_command"), _command),
+    **dict.fromkeys(("command", "evaluate_command", "test"), _command),
     **dict.fromkeys(("datasets", "gates", "parameters"), _table),
     "compute_class": _matching(_NAME, "is no name of a compute class"),
     "export": _flag,

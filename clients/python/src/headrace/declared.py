@@ -40,6 +40,7 @@ class Declared:
     gates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
     time_limit: timedelta | None = None
+    test: list[str] | None = None
 
     @property
     def judged(self) -> bool:
@@ -70,13 +71,14 @@ def read(checkout: Path) -> Declared:
         own.get("gates", {}),
         own.get("parameters", {}),
         _span(own.get("time_limit")),
+        _entry("test", own.get("test")),
     )
 
 
 def _entry(key: str, value: Any) -> Any:
     if key == "export":
         return True if value is None else value
-    return shlex.split(value) if key in ("command", "evaluate_command") and isinstance(value, str) else value
+    return shlex.split(value) if key in ("command", "evaluate_command", "test") and isinstance(value, str) else value
 
 
 def _span(text: str | None) -> timedelta | None:

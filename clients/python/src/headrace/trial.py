@@ -9,6 +9,7 @@ import codecs
 import json
 import math
 import os
+import shlex
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +18,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from headrace import bundle, declared, job, outcome, trial_data, working_tree
+from headrace import bundle, declared, job, outcome, own_tests, trial_data, working_tree
 from headrace.declaration_rules import LIMITS
 from headrace.declared import Declared
 from headrace.environment import EnvironmentFailed, EnvironmentRefused, Environments, Recipe, find_uv
 from headrace.outcome import Result, RunFailed, oom_kills
 from headrace.trial_data import Rows, Wanted
-from headrace.warded import Confined, Warded
+from headrace.warded import Confined, Ending, Warded
 
 OPEN_FILES, DISK_BYTES = 4096, 50 * 1000**3  # what the platform allows where the operator says nothing
 LOG_BYTES = 10_000_000
@@ -34,6 +35,7 @@ _MEND = "mend it and try again; the output above has the whole of it"
 _ADVICE = {
     "author_error": _MEND,
     "bad_exit": _MEND,
+    "test_failed": _MEND,
     "environment": "mend the requirements and try again",
     "time_limit": "raise time_limit in pyproject.toml (the operator's own holds too), or make the training shorter",
     "out_of_memory": "train on fewer rows (--sample) or in smaller batches; the platform may have machines with more memory",
@@ -95,6 +97,8 @@ class Trial:
         self._say(_introduced(self._asked.repository, found, taken))
         rows = self._rows(found)
         python, requirements, seconds = self._prepare()
+        if found.test is not None:
+            seconds |= self._run_tests(found.test, python, found.time_limit)
         told = self._job("train", "train", found, rows)
         result = self._child(told, python, found.time_limit, self._write)
         output = self._scratch / "train" / "output"
@@ -115,6 +119,16 @@ class Trial:
             tuple(judge(metrics, found.gates)),
             tuple(remarks),
         )
+
+    def _run_tests(self, words: list[str], python: Path, limit: timedelta | None) -> dict[str, float]:
+        """How long the repository's own tests took."""
+        scratch, began = self._scratch / "tests", time.monotonic()
+        scratch.mkdir()
+        self._say(f"running the tests: {shlex.join(words)}")
+        start = own_tests.lay_out(words, self._checkout, scratch, job.variables(python, _RUN, scratch))
+        ending = self._watch(start, scratch, limit, self._write)
+        own_tests.check(words, ending, scratch / "output.log")
+        return {"test": round(time.monotonic() - began, 4)}
 
     def _log_of(self, folder: str) -> bytes:
         return (self._scratch / folder / "output.log").read_bytes()[:LOG_BYTES]
@@ -188,12 +202,20 @@ class Trial:
         ]
 
     def _child(self, told: Mapping[str, Any], python: Path, limit: timedelta | None, write: Say) -> Result:
-        scratch = Path(told["scratch"])
+        scratch, killed = Path(told["scratch"]), oom_kills()
+        argv = job.command(python, job.write(told, scratch))
+        start = own_tests.Start(argv, job.variables(python, _RUN, scratch), scratch)
+        ending, result = self._watch(start, scratch, limit, write), scratch / "result.json"
+        return outcome.understand(
+            result.read_bytes() if result.is_file() else None, ending, lambda: oom_kills() > killed
+        )
+
+    def _watch(self, start: own_tests.Start, scratch: Path, limit: timedelta | None, write: Say) -> Ending:
+        """Run a program to its end, and show what it prints and tells meanwhile."""
         log, events = scratch / "output.log", Tail(scratch / "events.jsonl", whole_lines=True)
         log.touch(mode=0o600)
-        argv = job.command(python, job.write(told, scratch))
-        env, output, killed = job.variables(python, _RUN, scratch), Tail(log), oom_kills()
-        child = Warded.start(argv, log=log, env=env, cwd=scratch, confined=Confined(OPEN_FILES, DISK_BYTES))
+        output, confined = Tail(log), Confined(OPEN_FILES, DISK_BYTES)
+        child = Warded.start(start.argv, log=log, env=start.env, cwd=start.cwd, confined=confined)
         began = time.monotonic()
         try:
             ending = None
@@ -207,10 +229,7 @@ class Trial:
                     raise RunFailed("time_limit", f"it ran for longer than {limit.total_seconds():g} s")
         finally:
             child.kill()
-        result = scratch / "result.json"
-        return outcome.understand(
-            result.read_bytes() if result.is_file() else None, ending, lambda: oom_kills() > killed
-        )
+        return ending
 
     def _tell(self, line: str) -> None:
         try:
