@@ -43,6 +43,10 @@ class Settings(BaseModel):
     index_url: str | None = Field(
         default=None, description="the package index that models are installed from; uv's default without it"
     )
+    constraints: Path | None = Field(
+        default=None,
+        description="a file of constraints (numpy<3, one a line) that hold for the packages of every model",
+    )
     lease_s: float = Field(
         default=30.0, gt=0, description="seconds after which a silent worker's run may be claimed by another"
     )

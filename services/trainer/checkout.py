@@ -45,7 +45,7 @@ class Workshop:
     def __init__(self, settings: Settings) -> None:
         self._disk = Disk(settings.state_dir / "trainer")
         self._mirrors = settings.state_dir / "git"
-        self._index_url = settings.index_url
+        self._index_url, self._constraints = settings.index_url, _read_constraints(settings.constraints)
         self._environments = Environments(self._disk.environments, find_uv_bin(), self._disk.uv_cache)
         self._known: dict[tuple[str, Path], tuple[Locked, Prepared]] = {}
         self._lock = threading.Lock()
@@ -104,11 +104,20 @@ class Workshop:
 
     def _lock_requirements(self, checkout: Path) -> Locked:
         with _explained(), _LOCK:
-            return self._environments.lock(Recipe(checkout=checkout, index_url=self._index_url))
+            return self._environments.lock(Recipe(checkout, index_url=self._index_url, constraints=self._constraints))
 
     def _build(self, locked: Locked, say: Say) -> Path:
         with _explained(), _BUILD:
             return self._environments.build(locked, on_progress=say)
+
+
+def _read_constraints(path: Path | None) -> str | None:
+    try:
+        return path.read_text() if path is not None else None
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"constraints: {path} cannot be read ({error}); name a file of this machine"
+        ) from error
 
 
 def _directory(commit: str, subdirectory: str | None) -> str:

@@ -323,6 +323,20 @@ def test_a_list_with_hashes_has_all_of_them(environments: Environments, tmp_path
             environments.lock(Recipe(checkout(tmp_path, requirements_txt=f"{text}{line}\n")))
 
 
+def test_the_operators_constraints_hold_for_what_is_resolved_and_for_what_is_locked(
+    environments: Environments, tmp_path: Path, cache: Path
+) -> None:
+    free = checkout(tmp_path, requirements_txt="six\n")
+    assert "six==1.16.0" in environments.lock(Recipe(free, constraints="six<1.17\n")).text
+    assert "six==1.16.0" not in environments.lock(Recipe(free)).text
+    pinned = environments.lock(Recipe(checkout(tmp_path, requirements_txt=SIX))).text
+    for place in (checkout(tmp_path, requirements_txt=pinned), lock(checkout(tmp_path, pyproject_toml=PROJECT), cache)):
+        assert "six==1.17" in environments.lock(Recipe(place, constraints="six>1.10\n")).text
+        with pytest.raises(EnvironmentFailed, match=r"(?s)six==1\.17\.0.*six<1\.17.*unsatisfiable") as failed:
+            environments.lock(Recipe(place, constraints="six<1.17\n"))
+        assert not failed.value.transient
+
+
 def test_a_conflict_is_explained_in_uvs_own_words(environments: Environments, tmp_path: Path) -> None:
     place = checkout(tmp_path, requirements_txt="python-dateutil==2.9.0.post0\nsix<1.5\n")
     with pytest.raises(

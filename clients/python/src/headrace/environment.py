@@ -32,13 +32,15 @@ _PROBE = "import json, platform, sys, sysconfig; print(json.dumps([list(sys.vers
 class Recipe:
     """What an environment is made from. `python` is a path or a version; without it, ours if the project allows it, else one that is installed.
 
-    `build` allows packages that exist as source only: their build runs code.
+    `build` allows packages that exist as source only: their build runs code. `constraints` are lines such as `numpy<3` that hold for
+    every environment, also for what a repository has locked.
     """
 
     checkout: Path
     python: str | None = None
     index_url: str | None = field(default=None, repr=False)
     build: bool = False
+    constraints: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Environments:
             declared.lock,
             declared.requirements,
             *([declared.pinned] if declared.pinned else []),
+            *([recipe.constraints] if recipe.constraints else []),
         ]
         kept = self._root / "locks" / f"{_digest(*asked, *conditions)}.txt"
         with self._alone(kept):
@@ -85,6 +88,8 @@ class Environments:
                 )
                 if declared.pinned is not None:
                     text = _complete(declared.pinned, text)
+                if recipe.constraints and (declared.lock or declared.pinned):
+                    self._hold_to(recipe, text, python)
                 draft = kept.with_suffix(".draft")
                 draft.write_text(text)
                 draft.replace(kept)
@@ -227,8 +232,18 @@ class Environments:
                 raise EnvironmentRefused(f"uv.lock cannot be read: {error}") from error
             return requirements.check_exported((folder / "exported.txt").read_text())
 
+    def _hold_to(self, recipe: Recipe, text: str, python: str) -> None:
+        """Whether locked versions keep to the constraints: `pip sync` would not ask."""
+        with self._folder({"locked.txt": text, "constraints.txt": recipe.constraints or ""}) as folder:
+            files = ["-c", "constraints.txt", "--python", python, "locked.txt", "-o", "checked.txt"]
+            self._installer.uv("pip", "compile", "--no-deps", "--quiet", *files, cwd=folder, index_url=recipe.index_url)
+
     def _resolve(self, declared: Declared, python: str, recipe: Recipe) -> str:
-        with self._folder({"requirements.in": "\n".join(declared.requirements) + "\n"}) as folder:
+        asked = {
+            "requirements.in": "\n".join(declared.requirements) + "\n",
+            "constraints.txt": recipe.constraints or "",
+        }
+        with self._folder(asked) as folder:
             options = [
                 "--generate-hashes",
                 "--no-header",
@@ -236,7 +251,7 @@ class Environments:
                 "--quiet",
                 *([] if recipe.build else ["--no-build"]),
             ]
-            files = ["--python", python, "requirements.in", "-o", "resolved.txt"]
+            files = ["-c", "constraints.txt", "--python", python, "requirements.in", "-o", "resolved.txt"]
             self._installer.uv("pip", "compile", *options, *files, cwd=folder, index_url=recipe.index_url)
             return requirements.check_exported((folder / "resolved.txt").read_text())
 
