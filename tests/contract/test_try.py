@@ -93,10 +93,13 @@ def change(repository: Path, before: str, after: str, file: str = "heat.py") -> 
     (repository / file).write_text(text.replace(before, after))
 
 
-def test_a_repository_is_trained_and_all_of_it_shown(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_repository_is_trained_and_all_of_it_shown(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     change(repository, "import contextlib", "import contextlib, helper")
     (repository / "helper.py").write_text("")
-    before = set(Path(tempfile.gettempdir()).glob("headrace-try-*"))
     assert main(["try", str(repository)]) == 0
     out = capsys.readouterr().out
     assert "and what is not committed: heat.py, helper.py" in out
@@ -108,7 +111,7 @@ def test_a_repository_is_trained_and_all_of_it_shown(repository: Path, capsys: p
     assert "error   later  max_rise_percent 5: compared with the champion\n" in out
     assert "model/model.pkl" in out
     assert "saved as pickle (model/model.pkl), loaded back; predict takes hour long" in out
-    assert set(Path(tempfile.gettempdir()).glob("headrace-try-*")) == before
+    assert [*(tmp_path / "scratch").iterdir()] == [], "nothing is left behind"
     assert subprocess.check_output(["git", "-C", repository, "status", "--porcelain"]).decode().count("\n") == 2
 
 
