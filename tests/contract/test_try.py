@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -214,6 +218,50 @@ def test_a_training_past_its_time_limit_is_ended_with_all_that_it_started(
     assert (error["kind"], error["message"]) == ("time_limit", "it ran for longer than 1 s")
     assert "time_limit in pyproject.toml" in error["advice"]
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
+
+
+def test_ctrl_c_ends_the_training_and_leaves_nothing(repository: Path, tmp_path: Path) -> None:
+    started, scratch = tmp_path / "pid", tmp_path / "scratch"
+    scratch.mkdir()
+    write = f"    Path({str(tmp_path / 'draft')!r}).write_text(str(os.getpid()))\n    os.rename({str(tmp_path / 'draft')!r}, {str(started)!r})\n"
+    change(repository, "    job.progress", f"{write}    import time; time.sleep(600)\n    job.progress")
+    code = f"import sys; from headrace.cli import main; sys.exit(main(['try', {str(repository)!r}]))"
+    trying = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(scratch)})
+    deadline = time.monotonic() + 60
+    while not started.exists():
+        assert time.monotonic() < deadline
+        assert trying.poll() is None
+        time.sleep(0.05)
+    trying.send_signal(signal.SIGINT)
+    assert trying.wait(30) == 130
+    assert not Path(f"/proc/{started.read_text()}").exists()
+    assert [*scratch.iterdir()] == []
+
+
+def test_an_environment_that_was_written_into_is_noticed_and_built_anew(
+    repository: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["try", str(repository)]) == 0
+    (mark,) = (cache / "environments").glob("*/headrace-environment.json")
+    os.chmod(mark.parent, 0o700)
+    (mark.parent / "mine.pth").write_text("import os")
+    assert main(["try", str(repository)]) == 1
+    said = capsys.readouterr()
+    assert "somebody wrote into the environment" in said.err
+    assert "would try it again" in said.err
+    assert main(["try", str(repository)]) == 0
+    assert ": built, " in capsys.readouterr().out
+
+
+def test_without_uv_it_says_what_to_install(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert main(["try", str(repository)]) == 1
+    err = capsys.readouterr().err
+    assert "headrace: there is no uv; install it with: pip install 'headrace[build]'" in err
+    assert "--python .venv/bin/python" in err
 
 
 def test_what_the_platform_would_refuse_is_refused_before_anything_is_built(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace import bundle, declared, job, outcome, own_tests, trial_data, working_tree
+from headrace.connection import Problem
 from headrace.declaration_rules import LIMITS
 from headrace.declared import Declared
 from headrace.environment import EnvironmentFailed, EnvironmentRefused, Environments, Recipe, find_uv
@@ -149,11 +150,12 @@ class Trial:
                 f"in the environment of {self._asked.python}; whether your requirements hold all of it is not known"
             )
             return self._asked.python, "", {}
-        began = time.monotonic()
+        began, uv = time.monotonic(), _uv()
+        index_url = self._asked.index_url or os.environ.get("HEADRACE_INDEX_URL") or None
         try:
             place = _cache("headrace", "HEADRACE_CACHE") / "environments"
-            environments = Environments(place, find_uv(), _cache("uv", "UV_CACHE_DIR"))
-            locked = environments.lock(Recipe(self._checkout, index_url=self._asked.index_url))
+            environments = Environments(place, uv, _cache("uv", "UV_CACHE_DIR"))
+            locked = environments.lock(Recipe(self._checkout, index_url=index_url))
             said: list[str] = []
 
             def progress(text: str) -> None:
@@ -162,6 +164,7 @@ class Trial:
                     self._say(text)
 
             place = environments.build(locked, on_progress=progress)
+            environments.check(place)
         except (EnvironmentRefused, EnvironmentFailed) as error:
             transient = isinstance(error, EnvironmentFailed) and error.transient
             raise RunFailed("environment", error.message, transient=transient) from error
@@ -314,6 +317,15 @@ def _files(folder: Path) -> list[Path]:
 def _json(path: Path) -> dict[str, Any]:
     found = json.loads(path.read_bytes()) if path.is_file() else {}
     return found if isinstance(found, dict) else {}
+
+
+def _uv() -> Path:
+    try:
+        return find_uv()
+    except EnvironmentFailed as error:
+        raise Problem(
+            error.message, "or run in an environment that is there already: --python .venv/bin/python"
+        ) from error
 
 
 def _cache(name: str, variable: str) -> Path:

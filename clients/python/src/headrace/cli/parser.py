@@ -215,7 +215,7 @@ def _authoring(commands: Any) -> None:
         metavar="PYTHON",
         help="run in the environment of this Python, and build none: quicker, but proves less",
     )
-    trying.add_argument("--index-url", metavar="URL", help="where packages come from (PyPI)")
+    trying.add_argument("--index-url", metavar="URL", help="where packages come from (HEADRACE_INDEX_URL, or PyPI)")
 
 
 def _command(
