@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from headrace import declaration_rules, declared, job, trial
+from headrace import bundle, declaration_rules, declared, job, trial_child, trial_report
 from headrace.outcome import RunFailed
 
-from shared import declaration, gates
+from shared import declaration, gates, manifest
 from shared.catalog import Limits
 from shared.declaration import Gate, Tool
+from shared.errors import Refused
 from shared.gates import Decision, Evidence, Scores
 from tests.unit.test_declaration import COMMAND, MISSING, SMALL, WHOLE, WRONG
 
@@ -72,11 +73,24 @@ LIMITS = [
 def test_without_a_champion_the_gates_decide_as_on_the_platform(
     limits: dict[str, float], metrics: dict[str, float] | None
 ) -> None:
-    found = trial.judge(metrics, {"auc": limits})
+    found = trial_report.judge(metrics, {"auc": limits})
     verdict = gates.judge(Evidence(Scores(metrics)), {"auc": Gate(**limits)})  # type: ignore[arg-type]
     assert all(finding.holds is not False for finding in found) == (verdict.decision is Decision.PROMOTE)
 
 
 def test_a_child_is_confined_as_where_the_operator_says_nothing() -> None:
-    assert Limits().open_files == trial.OPEN_FILES
-    assert Limits().disk == trial.DISK_BYTES
+    assert Limits().open_files == trial_child.OPEN_FILES
+    assert Limits().disk == trial_child.DISK_BYTES
+
+
+def test_a_bundle_is_as_large_and_its_names_as_plain_as_the_platform_has_it(tmp_path: Path) -> None:
+    assert (bundle.MAX_FILES, bundle.MAX_BYTES) == (manifest.MAX_FILES, manifest.MAX_BYTES)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "a b-1.2.pkl").write_text("x")
+    assert bundle.check(tmp_path) == {"model/a b-1.2.pkl": 1}
+    assert [file.path for file in manifest.read_tree(tmp_path).files] == ["model/a b-1.2.pkl"]
+    (tmp_path / "model" / "modèle.pkl").write_text("x")
+    with pytest.raises(RunFailed, match="is not a plain relative one"):
+        bundle.check(tmp_path)
+    with pytest.raises(Refused, match="is not a plain relative one"):
+        manifest.read_tree(tmp_path)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from headrace.job import LOADER
 from headrace.outcome import RunFailed
+from headrace.paths import plain_path
 
 MAX_SOURCE_BYTES = 1024**2
 LEFT_OUT = {"tests", "test", "docs", "node_modules", "__pycache__"}
+MAX_FILES, MAX_BYTES = 2_000, 4 * 1024**3
 NO_MODEL = "train() returned nothing and left nothing in job.output; return the model, or save it there"
 
 
@@ -29,6 +31,23 @@ def complete(output: Path, checkout: Path, requirements: str, log: bytes) -> Non
     shutil.copyfile(LOADER, output / "code" / "headrace_loader.py")
     (output / "requirements.txt").write_text(requirements)
     (output / "log.txt").write_bytes(log)
+
+
+def check(output: Path) -> dict[str, int]:
+    """The bundle's files with their sizes in bytes. Raises `RunFailed` for one that the platform would not keep: it has its own, stricter, look."""
+    plain = [path for path in sorted(output.rglob("*")) if not path.is_dir()]
+    files = {path.relative_to(output).as_posix(): path.lstat().st_size for path in plain}
+    if not any(name.startswith("model/") for name in files):
+        raise RunFailed("bad_output", NO_MODEL)
+    odd = next((name for name in files if not plain_path(name)), None)
+    if odd is not None:
+        message = f"invalid_bundle: the path {odd!r} is not a plain relative one (letters, digits, _ @ + = , . - and single /)"
+        raise RunFailed("bad_output", message, "give the file another name")
+    if len(files) > MAX_FILES or sum(files.values()) > MAX_BYTES:
+        taken = f"{len(files):,} files of {sum(files.values()):,} bytes"
+        message = f"invalid_bundle: {taken}; at most {MAX_FILES:,} and {MAX_BYTES:,} are taken"
+        raise RunFailed("bad_output", message, "leave out what the model does not need to predict")
+    return files
 
 
 def _is_odd(path: Path) -> bool:

@@ -5,33 +5,28 @@ In: a repository's working tree, and rows. Out: what the platform would store an
 
 from __future__ import annotations
 
-import codecs
 import json
 import math
 import os
 import shlex
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from headrace import bundle, declared, job, outcome, own_tests, trial_data, working_tree
+from headrace import bundle, declared, job, outcome, own_tests, trial_child, trial_data, working_tree
 from headrace.connection import Problem
-from headrace.declaration_rules import LIMITS
 from headrace.declared import Declared
 from headrace.environment import EnvironmentFailed, EnvironmentRefused, Environments, Recipe, find_uv
-from headrace.outcome import Result, RunFailed, oom_kills
+from headrace.outcome import RunFailed
+from headrace.trial_child import Say
 from headrace.trial_data import Rows, Wanted
-from headrace.warded import Confined, Ending, Warded
+from headrace.trial_report import Report, judge
 
-OPEN_FILES, DISK_BYTES = 4096, 50 * 1000**3  # what the platform allows where the operator says nothing
 LOG_BYTES = 10_000_000
-_RUN = "0"
-_SLICE_S = 0.1
-_GRACE_S = 5.0
 _MEND = "mend it and try again; the output above has the whole of it"
 _ADVICE = {
     "author_error": _MEND,
@@ -55,35 +50,6 @@ class Asked:
     python: Path | None = None
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A gate's limit without a champion: it holds, fails, or (None) needs a champion to compare with."""
-
-    metric: str
-    holds: bool | None
-    sentence: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """All that there is to say of a training that went well. `saved` is headrace.json of the model, `signature` what predict takes and gives, `files` the bundle with sizes in bytes."""
-
-    metrics: dict[str, float] | None
-    seconds: dict[str, float]
-    saved: dict[str, Any]
-    signature: dict[str, Any]
-    files: dict[str, int]
-    gates: tuple[Finding, ...]
-    remarks: tuple[str, ...]
-
-    @property
-    def passes(self) -> bool:
-        return all(finding.holds is not False for finding in self.gates)
-
-
-Say = Callable[[str], None]
-
-
 class Trial:
     """One repository on one machine. `say` gets a line about each step, `write` what the author's code prints, as it comes."""
 
@@ -101,12 +67,10 @@ class Trial:
         if found.test is not None:
             seconds |= self._run_tests(found.test, python, found.time_limit)
         told = self._job("train", "train", found, rows)
-        result = self._child(told, python, found.time_limit, self._write)
+        result = trial_child.carry_out(told, python, found.time_limit, self._write, self._say)
         output = self._scratch / "train" / "output"
         bundle.complete(output, self._checkout, requirements, self._log_of("train"))
-        files = {path.relative_to(output).as_posix(): path.stat().st_size for path in _files(output)}
-        if not any(name.startswith("model/") for name in files):
-            raise RunFailed("bad_output", bundle.NO_MODEL)
+        files = bundle.check(output)
         metrics = result.metrics if found.judged and _held_out(rows) else None
         remarks = self._again(found, rows, python, result.metrics) if found.can_score and _held_out(rows) else []
         if found.judged and not _held_out(rows):
@@ -126,8 +90,8 @@ class Trial:
         scratch, began = self._scratch / "tests", time.monotonic()
         scratch.mkdir()
         self._say(f"running the tests: {shlex.join(words)}")
-        start = own_tests.lay_out(words, self._checkout, scratch, job.variables(python, _RUN, scratch))
-        ending = self._watch(start, scratch, limit, self._write)
+        start = own_tests.lay_out(words, self._checkout, scratch, job.variables(python, trial_child.RUN, scratch))
+        ending = trial_child.run(start, scratch, limit, self._write, self._say)
         own_tests.check(words, ending, scratch / "output.log")
         return {"test": round(time.monotonic() - began, 4)}
 
@@ -175,7 +139,7 @@ class Trial:
     def _job(self, action: str, folder: str, found: Declared, rows: list[tuple[str, Rows]]) -> dict[str, Any]:
         told = job.describe(
             action,
-            run=_RUN,
+            run=trial_child.RUN,
             model=found.name or self._asked.repository.name,
             checkout=self._checkout,
             scratch=self._scratch / folder,
@@ -194,7 +158,7 @@ class Trial:
             "model_dir": str(self._scratch / "train" / "output" / "model")
         }
         try:
-            result = self._child(told, python, found.time_limit, lambda text: None)
+            result = trial_child.carry_out(told, python, found.time_limit, _unheard, _unheard)
         except RunFailed as error:
             why = "it was trained, but loaded and evaluated in another process, as a champion is, it failed"
             raise RunFailed(error.kind, f"{why}: {error.message}", error.advice, transient=error.transient) from error
@@ -203,65 +167,6 @@ class Trial:
             for name, value in (metrics or {}).items()
             if not math.isclose(value, (result.metrics or {}).get(name, math.nan), rel_tol=1e-6, abs_tol=1e-12)
         ]
-
-    def _child(self, told: Mapping[str, Any], python: Path, limit: timedelta | None, write: Say) -> Result:
-        scratch, killed = Path(told["scratch"]), oom_kills()
-        argv = job.command(python, job.write(told, scratch))
-        start = own_tests.Start(argv, job.variables(python, _RUN, scratch), scratch)
-        ending, result = self._watch(start, scratch, limit, write), scratch / "result.json"
-        return outcome.understand(
-            result.read_bytes() if result.is_file() else None, ending, lambda: oom_kills() > killed
-        )
-
-    def _watch(self, start: own_tests.Start, scratch: Path, limit: timedelta | None, write: Say) -> Ending:
-        """Run a program to its end, and show what it prints and tells meanwhile."""
-        log, events = scratch / "output.log", Tail(scratch / "events.jsonl", whole_lines=True)
-        log.touch(mode=0o600)
-        output, confined = Tail(log), Confined(OPEN_FILES, DISK_BYTES)
-        child = Warded.start(start.argv, log=log, env=start.env, cwd=start.cwd, confined=confined)
-        began = time.monotonic()
-        try:
-            ending = None
-            while ending is None:
-                ending = child.wait(_SLICE_S)
-                write(output.read())
-                for line in events.read().splitlines():
-                    self._tell(line)
-                if ending is None and limit is not None and time.monotonic() - began > limit.total_seconds():
-                    child.terminate(_GRACE_S)
-                    raise RunFailed("time_limit", f"it ran for longer than {limit.total_seconds():g} s")
-        finally:
-            child.kill()
-        return ending
-
-    def _tell(self, line: str) -> None:
-        try:
-            event = json.loads(line)
-            if event["event"] == "progress":
-                self._say(f"{event['fraction']:.0%} {event['note']}".strip())
-        except (ValueError, KeyError, TypeError):
-            return  # the author's code can write there too
-
-
-class Tail:
-    """What is new in a file since the last look; of an unfinished line nothing where `whole_lines` are wanted."""
-
-    def __init__(self, path: Path, *, whole_lines: bool = False) -> None:
-        self._path, self._whole_lines = path, whole_lines
-        self._offset = 0
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-
-    def read(self) -> str:
-        try:
-            with self._path.open("rb") as stream:
-                stream.seek(self._offset)
-                found = stream.read()
-        except FileNotFoundError:
-            return ""
-        if self._whole_lines:
-            found = found[: found.rfind(b"\n") + 1]
-        self._offset += len(found)
-        return self._decode(found)
 
 
 def attempt(asked: Asked, say: Say, write: Say) -> Report:
@@ -273,25 +178,9 @@ def attempt(asked: Asked, say: Say, write: Say) -> Report:
             if error.advice == outcome.ADVICE.get(error.kind):  # which speaks of the platform's own places
                 error.advice = _ADVICE.get(error.kind, error.advice)
             raise
-
-
-def judge(metrics: Mapping[str, float] | None, gates: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    """What the gates say without a champion: `min` and `max` decide alone."""
-    found = []
-    for name, gate in sorted(gates.items()):
-        value = (metrics or {}).get(name)
-        if value is None:
-            found.append(
-                Finding(name, False, "evaluate() returned no such metric" if metrics else "there are no metrics")
-            )
-            continue
-        if "min" in gate:
-            found.append(Finding(name, value >= gate["min"], f"at least {gate['min']:g}"))
-        if "max" in gate:
-            found.append(Finding(name, value <= gate["max"], f"at most {gate['max']:g}"))
-        compared = [f"{key} {gate[key]:g}" for key in LIMITS if key in gate and key not in ("min", "max")]
-        found += [Finding(name, None, f"{rule}: compared with the champion") for rule in compared]
-    return found
+        except OSError as error:
+            what = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
+            raise RunFailed("infrastructure", what, "look at this machine's disk and memory", transient=True) from error
 
 
 def _introduced(repository: Path, found: Declared, taken: working_tree.Taken) -> str:
@@ -310,8 +199,8 @@ def _held_out(rows: Sequence[tuple[str, Rows]]) -> bool:
     return None in known or 0 not in known
 
 
-def _files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+def _unheard(text: str) -> None:
+    return
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import Any, Mapping, Optional, Sequence, Tuple
 
 from headrace.connection import Connection, Problem, api_path, connect
 from headrace.lock import CHAMPION, Choice
+from headrace.paths import plain_path
 
 NOT_TAKEN = "nothing of it was kept; do not use it, and tell the operator: the files may have been changed"
 
-_PATH = re.compile(r"^[A-Za-z0-9_@+=,. ()-]+(/[A-Za-z0-9_@+=,. ()-]+)*\Z")
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 
@@ -57,7 +57,7 @@ def read(told: Mapping[str, Any]) -> Version:
         raise Problem(
             f"this is no description of a version: {error!r}", "is the client as new as the server?"
         ) from error
-    if not plain_name(found.model) or not all(_plain(file.path) for file in files):
+    if not plain_name(found.model) or not all(plain_path(file.path) for file in files):
         raise DigestMismatch(f"{found.model} {found.version} lists a path that is not plain and relative", NOT_TAKEN)
     if told.get("tidied_at"):
         advice = f"`headrace versions {found.model}` lists the others; `headrace pin` keeps one that you rely on"
@@ -77,7 +77,3 @@ def manifest_digest(files: Sequence[File]) -> str:
 def plain_name(model: str) -> bool:
     """Whether a model's name can be a directory's."""
     return bool(_NAME.match(model))
-
-
-def _plain(path: str) -> bool:
-    return bool(_PATH.match(path)) and not {".", ".."} & set(path.split("/"))
