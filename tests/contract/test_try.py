@@ -304,3 +304,14 @@ def test_where_there_is_no_repository_it_says_so(tmp_path: Path, capsys: pytest.
     (tmp_path / "empty").mkdir()
     assert main(["try", str(tmp_path / "empty")]) == 1
     assert "`headrace init` makes one" in capsys.readouterr().err
+
+
+def test_a_place_for_environments_that_is_none_is_told_without_a_traceback(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HEADRACE_CACHE", str(tmp_path / "file"))
+    assert main(["try", str(repository)]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("headrace: infrastructure: Not a directory: ")
+    assert "Traceback" not in err
