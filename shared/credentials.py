@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -69,8 +69,9 @@ def _https(url: str, text: str) -> Iterator[Access]:
 def _key_file(key: str, folder: Path) -> Iterator[Path]:
     """ssh closes every descriptor that it inherits, so a key needs a name for as long as the call lasts."""
     for left in folder.glob(".key-*"):  # by a killed process
-        if left.stat().st_mtime < time.time() - _STALE_S:
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another process is done with its own
+            if left.stat().st_mtime < time.time() - _STALE_S:
+                shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".key-", dir=folder) as private:
         path = Path(private) / "key"
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

@@ -35,6 +35,7 @@ _LOOK_S = 60.0
 _FETCH_S = 900.0
 _LOOK, _FETCH, _CHECKOUT = (point(f"git {what}", __name__) for what in ("ls-remote", "fetch", "checkout"))
 _UNADVERTISED = re.compile(r"not our ref|unadvertised object|shallow capabilities|does not support shallow")
+_SHUT_OUT = re.compile(r"could not read (Username|Password)|Authentication failed|Permission denied \(publickey")
 # protocol.allow is belt to GIT_ALLOW_PROTOCOL's braces. unpackLimit: objects come as one whole pack or not at all, so a kill in
 # the middle of a fetch leaves no commit without its files. gc: a detached one rewrites `shallow` under the next fetch.
 _SETTINGS = (
@@ -282,7 +283,14 @@ class Mirror:
                 said = stderr.read(10_000).decode(errors="replace").strip()[-1000:]
                 said = said if in_time else f"no end within {timeout_s:.0f} s"
                 said = said.replace(handed.secret, "***") if handed.secret else said
-                raise GitFailed(f"git {arguments[0]} of {self.url} failed: {said}")
+                raise GitFailed(f"git {arguments[0]} of {self.url} failed: {said}{self._advice(said)}")
+
+    def _advice(self, said: str) -> str:
+        if not _SHUT_OUT.search(said):
+            return ""
+        if self._credentials is None:
+            return '; name credentials = "env:NAME" or "file:/PATH" beside the repository in headrace.toml'
+        return f"; the server does not take what {self._credentials} holds"
 
     def _environment(self, ssh: str) -> dict[str, str]:
         return {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | {

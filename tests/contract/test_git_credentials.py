@@ -89,11 +89,12 @@ def test_a_wrong_password_and_none_are_said_without_it(
 ) -> None:
     monkeypatch.setenv("GIT_TOKEN", f"robot:wrong-{SECRET}")
     with serve(root, ALLOWED, certificate) as address:
-        for reference in ("env:GIT_TOKEN", None):
+        for reference, advice in (("env:GIT_TOKEN", "take what env:GIT_TOKEN holds"), (None, "name credentials = ")):
             mirror = Mirror(tmp_path / "mirrors", f"{address}/churn.git", credentials=reference)
             with pytest.raises(GitFailed, match=r"(?i)authentication failed|could not read Username") as failed:
                 mirror.remote_refs()
             assert SECRET not in failed.value.message
+            assert advice in failed.value.message
 
 
 def test_a_server_that_sends_git_elsewhere_does_not_have_the_password_sent_there(
