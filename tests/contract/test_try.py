@@ -306,6 +306,21 @@ def test_where_there_is_no_repository_it_says_so(tmp_path: Path, capsys: pytest.
     assert "`headrace init` makes one" in capsys.readouterr().err
 
 
+def test_the_operators_constraints_hold_in_a_try_too(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(repository, "dependencies = []", 'dependencies = ["six==1.16.0"]', "pyproject.toml")
+    (tmp_path / "constraints.txt").write_text("six>=1.17\n")
+    monkeypatch.setenv("HEADRACE_CONSTRAINTS", str(tmp_path / "constraints.txt"))
+    assert main(["try", str(repository)]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("headrace: environment: ")
+    assert "six" in err
+    monkeypatch.setenv("HEADRACE_CONSTRAINTS", str(tmp_path / "none.txt"))
+    assert main(["try", str(repository)]) == 1
+    assert "HEADRACE_CONSTRAINTS: " in capsys.readouterr().err
+
+
 def test_a_place_for_environments_that_is_none_is_told_without_a_traceback(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

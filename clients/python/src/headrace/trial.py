@@ -119,7 +119,7 @@ class Trial:
         try:
             place = _cache("headrace", "HEADRACE_CACHE") / "environments"
             environments = Environments(place, uv, _cache("uv", "UV_CACHE_DIR"))
-            locked = environments.lock(Recipe(self._checkout, index_url=index_url))
+            locked = environments.lock(Recipe(self._checkout, index_url=index_url, constraints=_constraints()))
             said: list[str] = []
 
             def progress(text: str) -> None:
@@ -214,6 +214,17 @@ def _uv() -> Path:
     except EnvironmentFailed as error:
         raise Problem(
             error.message, "or run in an environment that is there already: --python .venv/bin/python"
+        ) from error
+
+
+def _constraints() -> str | None:
+    """The operator's, if the author has been given a copy."""
+    path = os.environ.get("HEADRACE_CONSTRAINTS")
+    try:
+        return Path(path).read_text() if path else None
+    except (OSError, ValueError) as error:
+        raise Problem(
+            f"HEADRACE_CONSTRAINTS: {path} cannot be read ({error})", "name a file of this machine"
         ) from error
 
 
