@@ -51,7 +51,7 @@ class Live:
     def train(self, decision: Decision) -> int:
         """A run with its bundle, its version here and in MLflow, and its verdict; the number."""
         with self.ledger.write() as tx:
-            run = planning.ask(tx, self.name, "somebody asks")
+            run = planning.ask(tx, self.name, "somebody asks", again=True)
         claimed = ledgers.claim(self.ledger, run)
         assert claimed is not None
         ledgers.finish(self.ledger, claimed, self.store(f"bundle {run}"))
@@ -243,7 +243,7 @@ def test_a_version_of_a_run_that_was_not_trained_is_an_orphan_and_one_that_is_be
     live: Live,
 ) -> None:
     with live.ledger.write() as tx:
-        run = planning.ask(tx, live.name, "somebody asks")
+        run = planning.ask(tx, live.name, "somebody asks", again=True)
     live.register(run, 1)
     assert {one.kind for one in live.told("I6")} == {"orphan"}
     claimed = ledgers.claim(live.ledger, run)
@@ -345,7 +345,7 @@ def test_a_process_of_an_attempt_that_has_ended_is_told_and_one_of_another_stack
 
 def test_a_process_of_the_attempt_that_goes_on_is_no_violation(live: Live) -> None:
     with live.ledger.write() as tx:
-        run = planning.ask(tx, live.name, "somebody asks")
+        run = planning.ask(tx, live.name, "somebody asks", again=True)
         assert attempts.claim(tx, run, "w1", timedelta(minutes=1)) is not None
     home = live.settings.state_dir / "trainer" / "scratch" / f"{run}-1" / "home"
     child = subprocess.Popen(["sleep", "60"], env={"HEADRACE_RUN_ID": str(run), "HOME": str(home)})

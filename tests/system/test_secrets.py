@@ -204,7 +204,10 @@ def _log(planted: Planted, run: int) -> str:
 
 
 def _in_processes(planted: Planted) -> set[str]:
-    """Of the whole stack, its wardens and its supervisor: what `ps` shows, and the environment, which root reads of everybody."""
+    """Of the whole stack, its wardens and its supervisor: what `ps` shows, and the environment, which root reads of everybody.
+
+    But for the index in the environment of a uv that is at work: it is told in no other way, and its own user alone can read that.
+    """
     tree, found = {int(planted.product.endpoints["supervisor"])}, set()
     for _ in range(6):
         for path in Path("/proc").glob("[0-9]*/stat"):
@@ -218,10 +221,11 @@ def _in_processes(planted: Planted) -> set[str]:
     for pid in tree:
         for name in ("cmdline", "environ"):
             try:
-                found |= {
-                    f"{mark} in {name} of {Path(f'/proc/{pid}/cmdline').read_bytes()[:150]!r}"
-                    for mark in planted.found_in(Path(f"/proc/{pid}/{name}").read_bytes())
-                }
+                said = Path(f"/proc/{pid}/cmdline").read_bytes()[:150]
+                marks = planted.found_in(Path(f"/proc/{pid}/{name}").read_bytes())
+                if name == "environ" and said.partition(b"\0")[0].endswith(b"/uv"):
+                    marks -= {"index"}
+                found |= {f"{mark} in {name} of {said!r}" for mark in marks}
             except OSError:
                 continue
     return found
