@@ -118,7 +118,7 @@ def of_a_notice_beside_hanging_endpoints(product: Product) -> list[float]:
 
 
 def report(dataset: str, id: str) -> dict[str, object]:
-    return {"dataset": dataset, "rows": 1, "id": id}
+    return {"dataset": dataset, "rows": 1, "id": f"{dataset} {id}"}
 
 
 @contextmanager
