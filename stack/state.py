@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import socket
+import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -71,8 +72,8 @@ class StateDirectory:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write the whole file or nothing, readable by its owner alone."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write the whole file or nothing, readable by its owner alone; of two threads the later one's stays."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()

@@ -50,6 +50,7 @@ class Stack:
         self._follower: Follower | None = None
         self._endpoints: Endpoints | None = None
         self._lock: int | None = None
+        self._writing = threading.Lock()
         self._started_at = datetime.now(UTC)
 
     @property
@@ -189,8 +190,14 @@ class Stack:
             self._write_endpoints()
 
     def _write_endpoints(self) -> None:
+        """The supervisor's thread tells of a process that comes up while the first is being written."""
+        with self._writing:
+            self._endpoints = self._where()
+            endpoints.write(self._endpoints, self.state.root)
+
+    def _where(self) -> Endpoints:
         processes, ports = self.supervisor.processes, self._ports
-        self._endpoints = Endpoints(
+        return Endpoints(
             api=f"http://{HOST}:{ports['api']}",
             mlflow=_without_login(self.settings.mlflow_url),
             flower=f"http://{HOST}:{ports['flower']}",
@@ -203,7 +210,6 @@ class Stack:
             supervisor=os.getpid(),
             started_at=self._started_at.isoformat().replace("+00:00", "Z"),
         )
-        endpoints.write(self._endpoints, self.state.root)
 
 
 def _without_login(url: str) -> str:

@@ -28,6 +28,8 @@ DEATHS = {
     ),
     "it is killed": ("os.kill(os.getpid(), 9)", "killed", True, "SIGKILL"),
     "a library crashes": ("os.kill(os.getpid(), 11)", "killed", True, "SIGSEGV"),
+    "the disk is full": ("raise OSError(28, 'No space left on device')", "infrastructure", True, "No space left"),
+    "nothing can be written any more": ("os._exit(120)", "infrastructure", True, "disk was full"),
     "it ends without a word": ("os._exit(3)", "bad_exit", False, "exit code 3"),
     "it writes nothing": ("import time\ntime.sleep(60)", "no_output", False, "nothing for 1 s"),
 }

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from shared.settings import Settings
 from stack import endpoints
 from stack.endpoints import Endpoints
 from stack.servers import Servers
-from stack.state import StateDirectory
+from stack.state import StateDirectory, write_private
 from stack.up import TEMPLATE
 
 ENDPOINTS = Endpoints(
@@ -91,6 +92,16 @@ def test_a_broken_file_of_ports_is_written_anew(state: StateDirectory, content: 
     (state.folder() / "ports.json").write_text(content)
     ports = state.ports(PORTS)
     assert json.loads((state.root / "ports.json").read_text()) == ports
+
+
+def test_threads_that_write_one_file_at_once_leave_it_whole(tmp_path: Path) -> None:
+    path, texts = tmp_path / "told.json", [str(number) * 1000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            for written in [pool.submit(write_private, path, text) for text in texts]:
+                written.result()
+    assert path.read_text() in texts
+    assert [each.name for each in tmp_path.iterdir()] == ["told.json"]
 
 
 def test_secrets_are_kept_and_readable_by_their_owner_alone(state: StateDirectory) -> None:

@@ -25,7 +25,7 @@ scratch/events.jsonl, a line each, as it happens
 
 scratch/result.json, at the end, whole or not at all
     {"ok": true, "metrics": {…}|null, "seconds": {phase: s}}                                               exit code 0
-    {"ok": false, "kind": "author_error"|"invalid_metric"|"bad_output"|"disk_limit"|"out_of_memory"|"stopped", "message", "traceback"}            exit code 1
+    {"ok": false, "kind": "author_error"|"invalid_metric"|"bad_output"|"disk_limit"|"out_of_memory"|"infrastructure"|"stopped", "message", "traceback"}            exit code 1
     (of a command the traceback is the end of its output)
 
 A trained model is saved, loaded back, and it is the loaded one that is evaluated: what is judged is what ships.
@@ -47,6 +47,10 @@ from pathlib import Path
 from typing import Any
 
 _FRAMES = 8
+_DISK = {
+    errno.EFBIG: "disk_limit",
+    errno.ENOSPC: "infrastructure",
+}  # the first is the model's own bound, the second the worker's disk
 
 
 class Harness:
@@ -89,8 +93,7 @@ class Harness:
         except MemoryError as error:
             return _failed("out_of_memory", _describe(error), error)
         except OSError as error:
-            kind = "disk_limit" if error.errno == errno.EFBIG else "author_error"
-            return _failed(kind, _describe(error), error)
+            return _failed(_DISK.get(error.errno or 0, "author_error"), _describe(error), error)
         except Exception as error:  # noqa: BLE001 - the edge: whatever the author's code raises becomes the result
             if self._commands is not None and isinstance(error, self._commands.errors):
                 return {**_failed(error.kind, str(error), error.__cause__), "traceback": error.tail}
@@ -244,7 +247,12 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1])
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        code = main(sys.argv[1])
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError as full:
+        if full.errno != errno.ENOSPC:
+            raise
+        os._exit(120)  # as Python itself ends where its output cannot be written: no fault of the author's
     os._exit(code)  # the result is written: a thread that the author left must not hold the slot

@@ -19,7 +19,8 @@ from headrace.warded import Ending
 
 MAX_RESULT_BYTES = 10_000_000
 MAX_METRICS = 1000
-_SAID = ("author_error", "invalid_metric", "bad_output", "disk_limit", "out_of_memory")
+UNWRITTEN = 120  # Python's own exit code where what it printed could not be written
+_SAID = ("author_error", "invalid_metric", "bad_output", "disk_limit", "out_of_memory", "infrastructure")
 _MEND = "mend the code and tag a new release; `headrace logs` has the whole output"
 ADVICE = {
     "author_error": _MEND,
@@ -78,9 +79,8 @@ def understand(said: bytes | None, ending: Ending, starved: Callable[[], bool]) 
         raise RunFailed("killed", "the training was told to stop by a SIGTERM from outside", transient=True)
     kind = result.get("kind")
     trace = f"\n{text(result['traceback'])}" if result.get("traceback") else ""
-    raise RunFailed(
-        kind if kind in _SAID else "author_error", f"{text(result.get('message', 'no message'))}{trace}"[:8000]
-    )
+    message = f"{text(result.get('message', 'no message'))}{trace}"[:8000]
+    raise RunFailed(kind if kind in _SAID else "author_error", message, transient=kind == "infrastructure")
 
 
 def without_result(ending: Ending, starved: Callable[[], bool]) -> RunFailed:
@@ -95,6 +95,9 @@ def without_result(ending: Ending, starved: Callable[[], bool]) -> RunFailed:
     if ending.signal == signal.SIGSEGV:
         advice = "a compiled library crashed: try other versions of those that it imports"
         return RunFailed("killed", f"the training process was {ending}", advice, transient=True)
+    if ending.code == UNWRITTEN:
+        message = "the worker's disk was full: neither its output nor its result could be written"
+        return RunFailed("infrastructure", message, transient=True)
     if ending.signal is not None or ending.code is None:
         return RunFailed("killed", f"the training process was {ending}", transient=True)
     return RunFailed("bad_exit", f"the training process ended with {ending} and left no result")
