@@ -65,7 +65,7 @@ class Contestant(Protocol):
 def run(repetitions: int, place: Path, say: Console) -> dict[str, list[Measured]]:
     """Everything under `place`; nothing is left running."""
     tables, batches = make_tables([place / f"{name}.db" for name in ("product", "script", "loop")])
-    repository = _make_repository(place / "repository")
+    repository = make_repository(place / "repository")
     secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
     os.environ |= {"FLIGHTS_URL": f"sqlite:///{tables[0].path}", "BENCH_HOOK_SECRET": secret}
     with ExitStack() as open_until_the_end:
@@ -119,9 +119,11 @@ def _make_product(stack: Stack, table: Table, hook: Hook) -> Product:
     return Product(Connection(stack.endpoints.api, token), table, hook)
 
 
-def _make_repository(place: Path) -> Path:
-    shutil.copytree(SOURCE, place, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copyfile(LOCK, place / "uv.lock")
+def make_repository(place: Path, source: Path = SOURCE, lock: Path | None = LOCK) -> Path:
+    """A git repository with the files of `source` and a lock, tagged v1.0.0."""
+    shutil.copytree(source, place, ignore=shutil.ignore_patterns("__pycache__"))
+    if lock is not None:
+        shutil.copyfile(lock, place / "uv.lock")
     names = {f"GIT_{who}_{what}": "bench@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     plain = {"PATH": os.environ["PATH"], "HOME": str(place), "GIT_CONFIG_NOSYSTEM": "1"}
     for words in ("init --initial-branch=main", "add --all", "commit --message=Bench", "tag v1.0.0"):
