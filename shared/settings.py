@@ -71,6 +71,11 @@ class Settings(BaseModel):
         default=None,
         description="the GPUs that this trainer hands out, as CUDA_VISIBLE_DEVICES names them: 0,1; all that it sees without it",
     )
+    warm_parents: int | None = Field(
+        default=None,
+        ge=0,
+        description="processes with a model's imports done that this trainer keeps at most, for attempts to be forks of; 0: none; without it two a slot, and none for attempts with GPUs",
+    )
     child_uids: str | None = Field(
         default=None,
         pattern=r"^[1-9][0-9]{3,9}(-[1-9][0-9]{3,9})?$",

@@ -29,7 +29,10 @@ _NOT_OURS = ("MLFLOW_", "_MLFLOW_", "CELERY_", "FLOWER_", "REDISCLI_", "VALKEYCL
 _PYTHONS = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONSTARTUP")
 _DECIDED_HERE = {f"HEADRACE_{name.upper()}" for name in Settings.model_fields} - {
     f"HEADRACE_{name}"
-    for name in ("INDEX_URL", "CONSTRAINTS", "LEASE_S", "HEARTBEAT_S", "LOOK_S", "CHILD_UIDS", "API_REQUESTS_PER_S")
+    for name in (
+        *("INDEX_URL", "CONSTRAINTS", "LEASE_S", "HEARTBEAT_S", "LOOK_S", "CHILD_UIDS", "WARM_PARENTS"),
+        "API_REQUESTS_PER_S",
+    )
 }
 _ELSEWHERE = ("ledger_url", "redis_url", "mlflow_url", "blobs_url", "logs_url")
 

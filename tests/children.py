@@ -14,11 +14,15 @@ from headrace.job import LOADER
 
 from services.trainer import child
 from services.trainer.checkout import Prepared
+from services.trainer.disk import Disk
 from services.trainer.heart import Beat, Heart
+from services.trainer.limits import descendants
 from services.trainer.usage import Meter
 from services.trainer.users import Users
+from services.trainer.warm import Parents
 from shared.catalog import Limits
 from shared.logs import DiskLogs
+from tests import ways
 
 PATIENCE_S = 20.0
 T = TypeVar("T")
@@ -81,7 +85,22 @@ def train(
         grace_s=grace_s,
         meter=meter or Meter(),
     )
-    lent = users or Users(None, place / "users")
+    lent, parents = users or Users(None, place / "users"), Parents(int(ways.forked()), Disk(place / "trainer"))
+    parents.saw(prepared.python, "m", ("json",))
     beat: Beat = lambda _: None  # noqa: E731
-    with Heart(beat, 60.0, leaving or threading.Event()) as heart, keeper(scratch):
-        return within(lambda: child.run(work, prepared, lent, DiskLogs(place / "logs"), heart))
+    try:
+        with Heart(beat, 60.0, leaving or threading.Event()) as heart, keeper(scratch):
+            return within(lambda: child.run(work, prepared, lent, parents, DiskLogs(place / "logs"), heart))
+    finally:
+        forks = [left for pid in parents.pids for left in descendants(pid)[0] if not is_zombie(left)]
+        there = bool(parents.pids)
+        parents.close()
+        assert there == ways.forked(), "no parent was there to fork it"
+        assert forks == []
+
+
+def is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z"
+    except OSError:
+        return True

@@ -11,6 +11,7 @@ import pytest
 
 from shared.ledger import Ledger
 from shared.ledger.schema import create_all, migrate
+from tests import ways
 from tests.guard import GUARD
 from tests.ledgers import CONFIG, HandClock, empty, put_config
 from tests.postgres_server import Postgres, start_postgres
@@ -38,6 +39,14 @@ def _nothing_broken(_guarded: None) -> Iterator[None]:
     GUARD.found.clear()
     yield
     assert not GUARD.found, "\n".join(GUARD.found)
+
+
+@pytest.fixture(params=[ways.EXECUTED, ways.FORKED])
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """For modules whose tests run both ways."""
+    ways.choose(request.param)
+    yield request.param
+    ways.choose(ways.EXECUTED)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

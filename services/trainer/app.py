@@ -23,6 +23,7 @@ from services.trainer.lookout import Due, Lookout, Slots
 from services.trainer.shares import Shares, own_cpus, own_gpus
 from services.trainer.tidy import DiskTidy
 from services.trainer.usage import Meter
+from services.trainer.warm import Parents
 from shared import git, messages
 from shared.blobs import make_blobs
 from shared.celery_app import make_app, work
@@ -44,18 +45,18 @@ def build(settings: Settings) -> Celery:
     leaving, slots = threading.Event(), Slots(settings.slots)
     classes = (settings.compute_class,)
     app, bell = make_app(settings, classes), make_app(settings, classes, patient=False)
-    do = _make_work(settings, ledger, leaving, bell)
+    workshop = Workshop(settings)
+    do = _make_work(settings, ledger, workshop, leaving, bell)
     work = LedgerWork(ledger, settings.worker, settings.compute_class, settings.slots)
     lookout = Lookout(work, slots, lambda due: _ring(bell, settings.compute_class, due), do, leaving, settings.look_s)
     tasks.register(app, slots, lookout, do)
-    _connect(settings, lookout, DiskTidy(settings.state_dir, work.catalog, leaving))
+    _connect(settings, lookout, DiskTidy(settings.state_dir, work.catalog, leaving), workshop.parents)
     return app
 
 
-def _make_work(settings: Settings, ledger: Ledger, leaving: threading.Event, bell: Celery) -> Any:
+def _make_work(settings: Settings, ledger: Ledger, workshop: Workshop, leaving: threading.Event, bell: Celery) -> Any:
     home, lease = settings.state_dir / "trainer", timedelta(seconds=settings.lease_s)
     blobs, logs = make_blobs(settings.blobs_url), make_logs(settings.logs_url)
-    workshop = Workshop(settings)
     workshop.users.verify(HARNESS, home / "scratch" / "first-try")
     evaluator = Evaluator(workshop, blobs, logs, home)
     claims, scores = LedgerClaims(ledger, settings.worker, lease), LedgerScores(ledger, lease)
@@ -118,7 +119,7 @@ def _ring(bell: Celery, compute_class: str, due: Due) -> bool:
     return messages.ring(bell, messages.EVALUATE, queue, *due)
 
 
-def _connect(settings: Settings, lookout: Lookout, tidy: DiskTidy) -> None:
+def _connect(settings: Settings, lookout: Lookout, tidy: DiskTidy, parents: Parents) -> None:
     """Celery's moments: the look into the ledger starts before the broker is reached, and a warm stop hands runs back."""
 
     @worker_init.connect(weak=False)  # type: ignore[untyped-decorator]
@@ -138,6 +139,7 @@ def _connect(settings: Settings, lookout: Lookout, tidy: DiskTidy) -> None:
     @worker_shutdown.connect(weak=False)  # type: ignore[untyped-decorator]
     def left(**_: Any) -> None:
         lookout.stop(settings.grace_s + AFTER_GRACE_S)
+        parents.close()
 
 
 def main() -> int:

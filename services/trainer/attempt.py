@@ -151,7 +151,7 @@ class Trainer:
             with steps.step("test"):
                 self._run_tests(claim, claim.release.declaration.test, work, prepared, heart, share)
         with self._keeper(claim, scratch), steps.step("train"):
-            result = child.run(work, prepared, self.workshop.users, self.logs, heart)
+            result = child.run(work, prepared, self.workshop.users, self.workshop.parents, self.logs, heart)
         steps.seconds |= {f"train.{name}": seconds for name, seconds in result.seconds.items()}
         return prepared, result.metrics if job["judged"] else None
 

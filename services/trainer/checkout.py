@@ -15,7 +15,9 @@ from uv import find_uv_bin
 
 from services.trainer.disk import Disk
 from services.trainer.failures import AttemptFailed
+from services.trainer.limits import Pace
 from services.trainer.users import Users
+from services.trainer.warm import Parents
 from shared.catalog import Model
 from shared.errors import ConfigurationError, NotFound, Refused, Transient
 from shared.git import Mirror
@@ -48,10 +50,16 @@ class Workshop:
         self._index_url, self._constraints = settings.index_url, _read_constraints(settings.constraints)
         self._environments = Environments(self._disk.environments, find_uv_bin(), self._disk.uv_cache)
         self._known: dict[tuple[str, Path], tuple[Locked, Prepared]] = {}
+        self._looks: dict[Path, tuple[Pace, threading.Lock]] = {}
         self._lock = threading.Lock()
         self._disk.checkouts.mkdir(parents=True, exist_ok=True)
         self.users = Users(settings.child_uids, settings.state_dir / "trainer" / "users")
         disk = self._disk
+        # A parent cannot fork for another user, and as one of its own its forks could kill their wardens.
+        most = (
+            0 if self.users.others else 2 * settings.slots if settings.warm_parents is None else settings.warm_parents
+        )
+        self.parents = Parents(most, disk, with_gpus=settings.warm_parents is not None)
         self.users.open_way(
             settings.state_dir, disk.home, disk.environments, disk.checkouts, disk.bundles, disk.scratch
         )
@@ -97,10 +105,15 @@ class Workshop:
         self.users.open_tree(into)
 
     def _check(self, environment: Path) -> None:
-        """Who runs as another user cannot have written there."""
-        if not self.users.others:
-            with _explained():
-                self._environments.check(environment)
+        """Who runs as another user cannot have written there. A look at every file costs a tenth of a second: attempts that follow each other
+        closely, or run side by side, share one."""
+        pace, looked_at = self._looks.setdefault(environment, (Pace(0.0), threading.Lock()))
+        if not self.users.others and looked_at.acquire(blocking=False):
+            try:
+                with _explained():
+                    pace.take(partial(self._environments.check, environment))
+            finally:
+                looked_at.release()
 
     def _lock_requirements(self, checkout: Path) -> Locked:
         with _explained(), _LOCK:

@@ -11,9 +11,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import structlog
 from headrace import job
 from headrace.outcome import MAX_RESULT_BYTES, Result, oom_kills, understand
-from headrace.warden import Confined, Ending, Warded
+from headrace.warded import Confined, Ending, Warded
 
 from services.trainer.checkout import Prepared
 from services.trainer.events import Events
@@ -23,6 +24,7 @@ from services.trainer.limits import Silence, Watched
 from services.trainer.shares import GPUS, Share
 from services.trainer.usage import Meter
 from services.trainer.users import Users
+from services.trainer.warm import Kept, Parents
 from shared import settings
 from shared.blobs import open_plain
 from shared.catalog import Limits
@@ -33,6 +35,7 @@ from shared.points import point
 GRACE_S = 5.0
 SLICE_S = 0.1
 SPARE_TASKS = 50
+_log = structlog.get_logger()
 _START, _WATCH = point("child start", __name__), point("child end", __name__)
 
 
@@ -53,27 +56,54 @@ class Work:
     cwd: Path | None = None  # where it starts; `scratch` without it
 
 
-def run(work: Work, prepared: Prepared, users: Users, logs: Logs, heart: Heart) -> Result:
-    """Run the harness to its end, within its limits and as a user that `users` lends. Raises `AttemptFailed` with the reason, or `Stopped`
-    after the child's tree is gone."""
-    argv = job.command(prepared.python, job.write(work.job, work.scratch))
+def run(work: Work, prepared: Prepared, users: Users, parents: Parents, logs: Logs, heart: Heart) -> Result:
+    """Run the harness to its end, within its limits: a fork of one of `parents` where one serves, else executed, as a user that `users` lends.
+
+    Raises `AttemptFailed` with the reason, or `Stopped` after the child's tree is gone.
+    """
+    file = job.write(work.job, work.scratch)
+    model, roots, confined = work.job["model"], work.job["source_roots"], _confined(work, None)
     killed_before = oom_kills()
-    ending = execute(argv, work, prepared, users, logs, heart)
-    return _read_result(work.scratch / "result.json", ending, killed_before)
+    with parents.one(prepared.python, model, roots, work.env, confined, heart.check) as kept:
+        ending = execute(job.command(prepared.python, file), work, prepared, users, logs, heart, kept)
+    result = _read_result(work.scratch / "result.json", ending, killed_before)
+    parents.saw(prepared.python, model, result.imported)
+    return result
 
 
-def execute(argv: Sequence[str], work: Work, prepared: Prepared, users: Users, logs: Logs, heart: Heart) -> Ending:
-    """Run any program in the place of the harness; how it ended. Raises as `run` does."""
+def execute(
+    argv: Sequence[str],
+    work: Work,
+    prepared: Prepared,
+    users: Users,
+    logs: Logs,
+    heart: Heart,
+    kept: Kept | None = None,
+) -> Ending:
+    """Run any program in the place of the harness; or the harness on the last of `argv`, as a fork of `kept`. How it ended. Raises as `run` does."""
     written = work.scratch / work.log_file
     written.touch(mode=0o600)
-    with users.one() as uid, Pump(logs, work.log_name, written, max_bytes=work.limits.log):
+    with (
+        users.one() as uid,
+        Pump(logs, work.log_name, written, max_bytes=work.limits.log),
+    ):
         if uid is not None:
             users.hand_over(work.scratch, uid)
-        confined = _confined(work, uid)
         with _START:
-            child = Warded.start(argv, log=written, env=work.env, cwd=work.cwd or work.scratch, confined=confined)
+            child = _start(argv, work, written, _confined(work, uid), kept)
         with _WATCH:
             return _watch(child, work, heart, prepared)
+
+
+def _start(argv: Sequence[str], work: Work, log: Path, confined: Confined, kept: Kept | None) -> Warded:
+    cwd = work.cwd or work.scratch
+    if kept is not None:
+        try:
+            return kept.parent.fork(Path(argv[-1]), log=log, env=work.env, cwd=cwd, cpus=work.cpus)
+        except OSError as error:  # it was killed meanwhile
+            kept.parent.close()
+            _log.warning("warm_parent_lost", reason=str(error))
+    return Warded.start(argv, log=log, env=work.env, cwd=cwd, confined=confined)
 
 
 def _confined(work: Work, uid: int | None) -> Confined:

@@ -80,7 +80,9 @@ class Evaluator:
                 self.workshop.users.open_tree(files)
                 log = f"runs/{subject.run}/score-for-{by}"
                 work = child.Work(job, scratch, log, model.time_limit, env, model.limits, share.cpus, meter=meter)
-                return Scores(child.run(work, prepared, self.workshop.users, self.logs, heart).metrics)
+                return Scores(
+                    child.run(work, prepared, self.workshop.users, self.workshop.parents, self.logs, heart).metrics
+                )
         except AttemptFailed as error:
             return None if error.failure.transient else Scores(None, f"{error.failure.kind}: {error.message}"[:2000])
         except KeyError as error:

@@ -51,7 +51,7 @@ class Watched:
     def _weigh(self) -> None:
         """Resident pages are quickly counted, but one that two processes share counts twice; so they are weighed only where that is more than
         ever before: at once where it is too much, else once a second."""
-        resident = sum(map(_resident_bytes, self._tree))
+        resident = sum(map(resident_bytes, self._tree))
         if resident <= self.peak_bytes:
             return
         if resident > self._memory:
@@ -139,7 +139,7 @@ def _processes() -> Iterator[tuple[int, int, int]]:
                     yield int(name), int(fields[1]), int(fields[17])
 
 
-def _resident_bytes(pid: int) -> int:
+def resident_bytes(pid: int) -> int:
     with suppress(OSError):
         return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE_BYTES
     return 0
@@ -151,7 +151,7 @@ def _own_bytes(pid: int) -> int:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_bytes().splitlines():
             if line.startswith(b"Pss:"):
                 return int(line.split()[1]) * 1024
-    return _resident_bytes(pid)
+    return resident_bytes(pid)
 
 
 def disk_bytes(folder: Path) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from headrace.warden import Spent
+from headrace.warded import Spent
 
 from shared.ledger.attempts import Used
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from headrace.warden import Confined, Warded
+from headrace.warded import Confined, Warded
 
 from shared.errors import ConfigurationError, Unavailable
 from shared.locks import unused

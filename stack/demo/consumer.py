@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from headrace.warden import Warded
+from headrace.warded import Warded
 from uv import find_uv_bin
 
 ROOT = Path(__file__).parents[2]

@@ -22,6 +22,8 @@ from shared.logs import DiskLogs
 from tests import ledgers
 from tests.children import train
 
+pytestmark = pytest.mark.usefixtures("way")
+
 LEASE = timedelta(seconds=30)
 COUNTS = """
 import time

@@ -21,9 +21,11 @@ import pytest
 
 from services.trainer import bundle, child, jobs
 from services.trainer.checkout import Prepared
+from services.trainer.disk import Disk
 from services.trainer.failures import AttemptFailed, Leaving
 from services.trainer.heart import Heart
 from services.trainer.users import Users
+from services.trainer.warm import Parents
 from shared import declaration
 from shared.catalog import Dataset, Limits, Model, Sql
 from shared.cuts import Cut, Range
@@ -142,10 +144,15 @@ def test_a_declared_command_runs_as_a_worker_runs_it(tmp_path: Path) -> None:
 def run_child(
     job: dict[str, Any], scratch: Path, prepared: Prepared, place: Path, leaving: threading.Event | None = None
 ) -> child.Result:
-    environment = child.environment((), 1, prepared, scratch)
+    environment, parents = (
+        child.environment((), 1, prepared, scratch),
+        Parents(0, Disk(place)),
+    )
     work = child.Work(job, scratch, "runs/1/1", timedelta(seconds=60), environment, Limits())
     with Heart(lambda _: None, 60.0, leaving or threading.Event()) as heart:
-        return within(lambda: child.run(work, prepared, Users(None, place / "users"), DiskLogs(place / "logs"), heart))
+        return within(
+            lambda: child.run(work, prepared, Users(None, place / "users"), parents, DiskLogs(place / "logs"), heart)
+        )
 
 
 def test_a_command_finds_rows_parameters_and_places(bench: Bench) -> None:

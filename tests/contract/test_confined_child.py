@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from headrace.warden import Confined, Warded
+from headrace.warded import Confined, Warded
 
 from services.trainer.checkout import Workshop
 from services.trainer.failures import AttemptFailed
@@ -109,6 +109,7 @@ TAKES = {
 }
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("name", TAKES)
 def test_who_takes_more_than_the_limit_is_stopped_and_told_which(tmp_path: Path, name: str) -> None:
     body, kind = TAKES[name]
@@ -121,6 +122,7 @@ def test_who_takes_more_than_the_limit_is_stopped_and_told_which(tmp_path: Path,
     assert processes(mark) == []
 
 
+@pytest.mark.usefixtures("way")
 def test_what_processes_share_is_not_counted_twice(tmp_path: Path) -> None:
     body = """
 import mmap, time
@@ -141,6 +143,7 @@ return {"a": 1}
     train(tmp_path, body, limits=Limits(memory=Bytes(300 * MB)))
 
 
+@pytest.mark.usefixtures("way")
 def test_a_chatty_training_goes_on_and_its_log_keeps_head_and_tail(tmp_path: Path) -> None:
     body = "print('the first line', flush=True)\nfor _ in range(200):\n    print('x' * 10_000)\nprint('the last line')\nreturn {'a': 1}"
     train(tmp_path, body, limits=Limits(log=Bytes(100_000)))
@@ -171,6 +174,7 @@ def seen(place: Path) -> dict[str, object]:
     return dict(json.loads((place / "scratch" / "work" / "seen.json").read_text()))
 
 
+@pytest.mark.usefixtures("way")
 def test_a_child_has_three_descriptors_the_listed_variables_and_no_rights_of_root(tmp_path: Path) -> None:
     with open(tmp_path / "secret", "w") as stream:
         os.set_inheritable(stream.fileno(), True)
@@ -195,6 +199,7 @@ def test_a_child_has_three_descriptors_the_listed_variables_and_no_rights_of_roo
     assert found["limits"] == [512, 30 * MB, 0]
 
 
+@pytest.mark.usefixtures("way")
 def test_what_is_read_only_stays_so_for_a_child_of_root(tmp_path: Path) -> None:
     """An environment is read-only; a library that caches beside itself where it can must not change it by accident."""
     (tmp_path / "kept").write_text("as built")
@@ -206,7 +211,7 @@ def test_what_is_read_only_stays_so_for_a_child_of_root(tmp_path: Path) -> None:
 OWNER = """
 import os, sys
 from pathlib import Path
-from headrace.warden import Confined, Warded
+from headrace.warded import Confined, Warded
 from shared import settings
 owner, user = (int(uid) if uid else None for uid in sys.argv[3].split(":"))
 if owner is not None:

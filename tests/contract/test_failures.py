@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 from headrace.outcome import oom_kills, without_result
-from headrace.warden import Ending
+from headrace.warded import Ending
 
 from services.trainer.failures import ADVICE, AttemptFailed, classify
 from shared.catalog import Limits
 from shared.errors import Refused, Unavailable
 from shared.ledger.attempts import Failure
 from tests.children import train
+
+pytestmark = pytest.mark.usefixtures("way")
 
 SECOND = timedelta(seconds=1)
 DEATHS = {

@@ -12,6 +12,8 @@ import pytest
 
 from tests.harness_bench import HOME, STANDARD, Bench, make_bench
 
+pytestmark = pytest.mark.usefixtures("way")
+
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:

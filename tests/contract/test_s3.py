@@ -16,7 +16,7 @@ from pathlib import Path
 
 import boto3
 import pytest
-from headrace.warden import Warded
+from headrace.warded import Warded
 
 from services.trainer import child
 from services.trainer.checkout import Prepared

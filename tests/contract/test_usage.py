@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from headrace.warden import Ending, Spent, Warded
+from headrace.warded import Ending, Spent, Warded
 
 from services.trainer.failures import AttemptFailed
 from services.trainer.usage import Meter

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from headrace.warden import Confined, Ending, Warded
+from headrace.warded import Confined, Ending, Warded
 
 ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -199,7 +199,7 @@ def test_an_owner_killed_with_9_leaves_no_grandchild(tmp_path: Path, log: Path, 
     owner = f"""
 import sys, time
 from pathlib import Path
-from headrace.warden import Warded
+from headrace.warded import Warded
 Warded.start([sys.executable, "-c", {DAEMONS + "time.sleep(300)"!r}, {str(log)!r}], log=Path({str(log)!r}), env={{"A": {mark!r}}})
 time.sleep(300)
 """

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from headrace.warden import Ending
+from headrace.warded import Ending
 
 from services.trainer import bundle, child
 from services.trainer.checkout import Prepared

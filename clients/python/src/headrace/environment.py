@@ -306,14 +306,15 @@ def _make_read_only(tree: Path) -> None:
 
 def _stamp(tree: Path) -> str:
     """A digest of the names, sizes, modes and times of all that is in a tree; the time of the last change can be set by nobody."""
-    found = []
-    for folder, folders, files in os.walk(tree):
-        for name in (*folders, *files):
-            path = os.path.join(folder, name)
-            status = os.lstat(path)
-            found.append(
-                (path[len(str(tree)) :], status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-            )
+    found, folders, above = [], [str(tree)], len(str(tree))
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                status = entry.stat(follow_symlinks=False)
+                times = status.st_mtime_ns, status.st_ctime_ns
+                found.append((entry.path[above:], status.st_mode, status.st_size, *times))
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
     return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()
 
 

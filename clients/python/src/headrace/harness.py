@@ -1,6 +1,7 @@
 """The script that runs inside a model's environment: train or evaluate, and leave files. Standard library only, Python 3.9 and later.
 
 Started by path:  python -I harness.py JOB.json   (stdin /dev/null, stdout and stderr are the run's log)
+or forked by      python -I harness.py --parent …     (harness_parent.py), which has imported what an earlier job did
 
 JOB.json
     action          "train" or "evaluate"
@@ -24,7 +25,7 @@ scratch/events.jsonl, a line each, as it happens
     {"event": "listens"}    from here on the code is told to stop, and comes to an end by itself
 
 scratch/result.json, at the end, whole or not at all
-    {"ok": true, "metrics": {…}|null, "seconds": {phase: s}}                                               exit code 0
+    {"ok": true, "metrics": {…}|null, "seconds": {phase: s}, "imported": [modules, not the author's, that were not there]}   exit code 0
     {"ok": false, "kind": "author_error"|"invalid_metric"|"bad_output"|"disk_limit"|"out_of_memory"|"infrastructure"|"stopped", "message", "traceback"}            exit code 1
     (of a command the traceback is the end of its output)
 
@@ -41,7 +42,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,25 +57,28 @@ _DISK = {
 class Harness:
     """One job, from its file to its result."""
 
-    def __init__(self, job: dict[str, Any]) -> None:
+    def __init__(self, job: dict[str, Any], known: Iterable[str] = ()) -> None:
+        """`known`: modules that were there before."""
         here = Path(__file__).parent
         self._job = job
-        self._loader = _load("headrace_loader", Path(job["loader"]))
-        self._jobs = _load("headrace_harness_job", here / "harness_job.py")
-        self._saving = _load("headrace_harness_save", here / "harness_save.py")
-        self._examples = _load("headrace_harness_example", here / "harness_example.py")
-        data = _load("headrace_harness_data", here / "harness_data.py")
+        self._loader = load("headrace_loader", Path(job["loader"]))
+        self._jobs = load("headrace_harness_job", here / "harness_job.py")
+        self._saving = load("headrace_harness_save", here / "harness_save.py")
+        self._examples = load("headrace_harness_example", here / "harness_example.py")
+        data = load("headrace_harness_data", here / "harness_data.py")
         datasets = {name: data.Dataset(name, described) for name, described in job["datasets"].items()}
-        self._checkpoints = _load("headrace_harness_checkpoint", here / "harness_checkpoint.py")
+        self._checkpoints = load("headrace_harness_checkpoint", here / "harness_checkpoint.py")
         self._author = self._jobs.TrainingJob(job, datasets, self._checkpoints)
         self._commands: Any = None
         if job.get("command") or job.get("evaluate_command"):  # what it needs takes time to import
             needs = [
-                _load(f"headrace_harness_{name}", here / f"harness_{name}.py")
+                load(f"headrace_harness_{name}", here / f"harness_{name}.py")
                 for name in ("export", "mlflow", "collect", "command")
             ]
             self._commands = needs[-1].Commands(job, self._author, self._jobs.check_metric, *needs[:-1])
         self._seconds: dict[str, float] = {}
+        self._known = frozenset(known)
+        self._installed = tuple(os.path.join(entry, "") for entry in sys.path)  # before the author's own
 
     def run(self) -> dict[str, Any]:
         """The result. Never raises for what the author's code does."""
@@ -99,7 +103,16 @@ class Harness:
                 return {**_failed(error.kind, str(error), error.__cause__), "traceback": error.tail}
             graphics = type(error).__name__ == "OutOfMemoryError"  # torch's, of a GPU
             return _failed("out_of_memory" if graphics else "author_error", _describe(error), error)
-        return {"ok": True, "metrics": metrics, "seconds": self._seconds}
+        return {"ok": True, "metrics": metrics, "seconds": self._seconds, "imported": self._imported()}
+
+    def _imported(self) -> list[str]:
+        """What came from the environment or the standard library, in the order in which it was asked for."""
+        found = []
+        for name, module in list(sys.modules.items()):
+            origin = getattr(getattr(module, "__spec__", None), "origin", None)
+            if name not in self._known and isinstance(origin, str) and origin.startswith(self._installed):
+                found.append(name)
+        return [name for name in found if not name.startswith("headrace_")]
 
     def _train(self) -> dict[str, float] | None:
         if self._job.get("command"):
@@ -203,8 +216,10 @@ class Harness:
         self._seconds[name] = round(time.monotonic() - began, 4)
 
 
-def _load(name: str, path: Path) -> Any:
+def load(name: str, path: Path) -> Any:
     """A module from a file: -I keeps our directory off the path, where its names would meet the author's."""
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -235,20 +250,21 @@ def _failed(kind: str, message: str, error: BaseException | None) -> dict[str, A
     return {"ok": False, "kind": kind, "message": message, "traceback": kept[-6000:]}
 
 
-def main(path: str) -> int:
+def main(path: str, known: Iterable[str]) -> int:
     job = json.loads(Path(path).read_text(encoding="utf-8"))
     # OpenMP's threads spin while they wait for each other. On two busy cores a fit of 225,000 rows took 1.9 to 22 s so, 1.4 to 2.6 s without
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    result = Harness(job).run()
+    result = Harness(job, known).run()
     draft = Path(job["scratch"]) / "result.json.draft"
     draft.write_text(json.dumps(result), encoding="utf-8")
     draft.replace(draft.with_suffix(""))
     return 0 if result["ok"] else 1
 
 
-if __name__ == "__main__":
+def carry_out(path: str, known: Iterable[str] = ()) -> None:
+    """Do the job and end the process."""
     try:
-        code = main(sys.argv[1])
+        code = main(path, known)
         sys.stdout.flush()
         sys.stderr.flush()
     except OSError as full:
@@ -256,3 +272,11 @@ if __name__ == "__main__":
             raise
         os._exit(120)  # as Python itself ends where its output cannot be written: no fault of the author's
     os._exit(code)  # the result is written: a thread that the author left must not hold the slot
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--parent":
+        parent = load("headrace_harness_parent", Path(__file__).with_name("harness_parent.py"))
+        parent.serve(*sys.argv[2:], carry_out, load)
+    else:
+        carry_out(sys.argv[1])

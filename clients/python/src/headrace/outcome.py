@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -19,7 +20,9 @@ from headrace.warded import Ending
 
 MAX_RESULT_BYTES = 10_000_000
 MAX_METRICS = 1000
+MAX_MODULES = 20_000
 UNWRITTEN = 120  # Python's own exit code where what it printed could not be written
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 _SAID = ("author_error", "invalid_metric", "bad_output", "disk_limit", "out_of_memory", "infrastructure")
 _MEND = "mend the code and tag a new release; `headrace logs` has the whole output"
 ADVICE = {
@@ -54,10 +57,12 @@ class RunFailed(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """What the harness says of a child that did its work: metrics of `evaluate`, and seconds of each phase."""
+    """What the harness says of a child that did its work: metrics of `evaluate`, seconds of each phase, and modules that it imported besides
+    those that its parent had."""
 
     metrics: dict[str, float] | None
     seconds: dict[str, float]
+    imported: tuple[str, ...] = ()
 
 
 def understand(said: bytes | None, ending: Ending, starved: Callable[[], bool]) -> Result:
@@ -136,4 +141,9 @@ def _result(said: dict[str, Any]) -> Result:
         seconds = check_metrics(said.get("seconds", {}))
     except ValueError as error:
         raise RunFailed("bad_output", str(error), "mend the code and tag a new release") from error
-    return Result(found, seconds)
+    return Result(found, seconds, _modules(said.get("imported")))
+
+
+def _modules(value: object) -> tuple[str, ...]:
+    named = value if isinstance(value, list) and len(value) <= MAX_MODULES else []
+    return tuple(name for name in named if isinstance(name, str) and len(name) <= 200 and _MODULE.fullmatch(name))

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Protocol
 
 _WARDEN = Path(__file__).with_name("warden.py")
 _START_S = 30.0
@@ -65,13 +66,25 @@ class Confined:
         return ["--limits", limits, *cpus, *(["--user", str(self.user)] if self.user is not None else [])]
 
 
+class Process(Protocol):
+    """A warden, as far as its owner knows it: `subprocess.Popen` is one."""
+
+    pid: int
+    stdin: IO[bytes] | None
+    stdout: IO[bytes] | None
+
+    def send_signal(self, sig: int) -> None: ...
+    def kill(self) -> None: ...
+    def wait(self) -> int: ...
+
+
 class Warded:
     """A child under a warden. Every method may be called from any thread, and again after the end.
 
     When an `Ending` is known, nothing that the child started is left (on Linux). If this process dies, the same holds within a second.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, process: Process, log: Path) -> None:
         self._process = process
         self._log = log
         self._started = threading.Event()
@@ -92,8 +105,9 @@ class Warded:
         cwd: Path | None = None,
         python: str | Path = sys.executable,
         confined: Confined | None = None,
+        keep: Sequence[int] = (),
     ) -> Warded:
-        """Start `argv` with exactly the variables `env`; its output is appended to `log`.
+        """Start `argv` with exactly the variables `env` and, besides the usual three, the descriptors `keep`; its output is appended to `log`.
 
         `python` runs the warden, not the child. Raises `OSError` if no warden comes up; a child that can't be started ends with code 127
         and says why in the log.
@@ -103,11 +117,18 @@ class Warded:
         command = [str(python), "-I", "-S", "-E", str(_WARDEN), "--log", str(log), *where, "--", *map(str, argv)]
         with log.open("ab") as output:  # where the warden's own trouble would be told
             pipe = subprocess.PIPE
-            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=output, env=dict(env), bufsize=0)
-        warded = cls(process, log)
+            process = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=output, env=dict(env), bufsize=0, pass_fds=keep
+            )
+        return cls.of(process, log)
+
+    @classmethod
+    def of(cls, warden: Process, log: Path) -> Warded:
+        """The child of a warden that has just been started. Raises `OSError` if that does not come up."""
+        warded = cls(warden, log)
         if not warded._started.wait(_START_S) or warded._pid == 0:
             warded.kill()
-            raise OSError(f"the warden of {argv[0]} did not start; {log} says why")
+            raise OSError(f"the warden did not start; {log} says why")
         return warded
 
     @property
@@ -176,6 +197,7 @@ class Warded:
         if ending == Ending(None, None) and self._pid:  # no warden, no sweep: the group is all that we can still reach
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._pid, signal.SIGKILL)
+            self._process.kill()
         self._ending = ending
         self._started.set()
         self._ended.set()

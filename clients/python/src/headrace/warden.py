@@ -18,7 +18,7 @@ What it was given to hand on, the warden forgets: /proc/PID/environ of it shows 
 --user    makes it that user, in a group of the same number and no other.
 On Linux the warden is a subreaper, so that a descendant that called setsid, twice even, is found and killed; elsewhere the child's group is.
 
-`Warded`, the owner's end, and `Ending` are in `headrace.warded`; they can be imported from here too.
+The owner's end is `headrace.warded`.
 """
 
 from __future__ import annotations
@@ -30,26 +30,30 @@ import select
 import sys
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _GRACE_S = 5.0  # between the SIGTERM that reached the warden and the end of the tree
 _SWEEP_S = 10.0  # a process in uninterruptible sleep must not keep the ending from the owner for longer
 _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 4, 24, 36, 38
 _LINUX = sys.platform == "linux"
 
-if __name__ != "__main__":
-    from headrace.warded import Confined as Confined
-    from headrace.warded import Ending as Ending
-    from headrace.warded import Spent as Spent
-    from headrace.warded import Warded as Warded
-
 
 def main(arguments: list[str]) -> None:
     options, argv = _parse(arguments)
+    guard(lambda _: _execute(argv, options))
+
+
+def guard(become: Callable[[int], None]) -> None:
+    """Own one child from its start to the end of its tree. A fork of us calls `become`, which is not to return, with a descriptor that it
+    closes when it is what it is to be, if no exec does."""
     if os.getpgid(0) != os.getpid():
         os.setsid()
     if _LINUX:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    wake = _wake_on_signals()
-    child = _start(argv, options)
+    wake, alarm = _wake_on_signals()
+    child = _start(become, (wake, alarm))
     _say("started %d" % child)
     status = _watch(child, wake)
     swept = _sweep(child)
@@ -91,8 +95,8 @@ def _forget_environment() -> None:
         index += 1
 
 
-def _wake_on_signals() -> int:
-    """The read end of a pipe that gets a byte, the signal's number, for each SIGCHLD and SIGTERM; an interrupt is the owner's business."""
+def _wake_on_signals() -> tuple[int, int]:
+    """Both ends of a pipe; the first gets a byte, the signal's number, for each SIGCHLD and SIGTERM; an interrupt is the owner's business."""
     wake, alarm = os.pipe()
     os.set_blocking(wake, False)
     os.set_blocking(alarm, False)
@@ -101,18 +105,18 @@ def _wake_on_signals() -> int:
         _signal.signal(number, lambda *_: None)
     for number in (_signal.SIGINT, _signal.SIGHUP):
         _signal.signal(number, _signal.SIG_IGN)
-    return wake
+    return wake, alarm
 
 
-def _start(argv: list[str], options: dict[str, str]) -> int:
-    """Fork and exec; returns once the child has its own session and runs `argv` (or has failed to)."""
+def _start(become: Callable[[int], None], ours: tuple[int, ...]) -> int:
+    """Fork; returns once the child has its own session and runs what it is to run (or has failed to)."""
     executed, executing = os.pipe()  # closes itself on exec: after its end, `term` finds the group
     child = os.fork()
     if child == 0:
         try:
-            _become(argv, options)
-        except (OSError, ValueError) as error:
-            os.write(2, ("cannot start %s: %s\n" % (argv[0], error)).encode(errors="replace"))
+            for descriptor in (*ours, executed):
+                os.close(descriptor)
+            become(executing)
         finally:
             os._exit(127)
     if _LINUX:
@@ -124,18 +128,25 @@ def _start(argv: list[str], options: dict[str, str]) -> int:
     return child
 
 
-def _become(argv: list[str], options: dict[str, str]) -> None:
+def _execute(argv: list[str], options: dict[str, str]) -> None:
+    try:
+        confine(options)
+        os.execvp(argv[0], argv)
+    except (OSError, ValueError) as error:
+        os.write(2, ("cannot start %s: %s\n" % (argv[0], error)).encode(errors="replace"))
+
+
+def confine(options: dict[str, str]) -> None:
+    """Make this process what the options say, in a session of its own."""
     os.setsid()
     for number in (_signal.SIGINT, _signal.SIGHUP, _signal.SIGPIPE):  # ignored ones would stay ignored across exec
         _signal.signal(number, _signal.SIG_DFL)
-    output = os.open(options["--log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    redirect(os.open(os.devnull, os.O_RDONLY), 0)
+    redirect(os.open(options["--log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 1, 2)
     if "--cpus" in options and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(number) for number in options["--cpus"].split(",")})
     if "--limits" in options:
-        _confine(options["--limits"])
+        _limit(options["--limits"])
     if "--user" in options:
         user = int(options["--user"])
         os.setgroups([])
@@ -143,10 +154,16 @@ def _become(argv: list[str], options: dict[str, str]) -> None:
         os.setuid(user)
     if "--cwd" in options:
         os.chdir(options["--cwd"])
-    os.execvp(argv[0], argv)
 
 
-def _confine(limits: str) -> None:
+def redirect(descriptor: int, *numbers: int) -> None:
+    """Give it these numbers, and no other."""
+    for number in numbers:
+        os.dup2(descriptor, number)
+    os.close(descriptor)
+
+
+def _limit(limits: str) -> None:
     import resource
 
     wanted = dict(part.split("=") for part in limits.split(",") if part)
