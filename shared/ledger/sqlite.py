@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import sqlite3
 import threading
 import time
@@ -132,11 +133,20 @@ def _has_turn(turn: IO[bytes], patience_s: float) -> bool:
     try:
         fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        waits = threading.Thread(target=fcntl.flock, args=(turn.fileno(), fcntl.LOCK_EX), daemon=True)
+        waits = threading.Thread(target=_wait_for_turn, args=(os.dup(turn.fileno()),), daemon=True)
         waits.start()
         waits.join(patience_s)
         return not waits.is_alive()
     return True
+
+
+def _wait_for_turn(own: int) -> None:
+    """Its own descriptor of the same open file: the lock is had by both, and who has given up may have closed the other, whose number
+    then means another file."""
+    try:
+        fcntl.flock(own, fcntl.LOCK_EX)
+    finally:
+        os.close(own)
 
 
 def _configure(connection: Any, _record: Any) -> None:

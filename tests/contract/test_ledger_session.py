@@ -8,7 +8,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -134,6 +134,28 @@ def test_a_ledger_that_stays_locked_is_unavailable_and_nothing_is_written(
 def test_a_thread_that_holds_the_ledger_too_long_makes_others_unavailable(impatient: Ledger) -> None:
     with ThreadPoolExecutor(1) as pool, impatient.write(), pytest.raises(Unavailable, match="the ledger is busy"):
         pool.submit(note, impatient).result(DEADLINE_S)
+
+
+def test_who_has_given_up_its_turn_locks_no_file_that_has_its_number_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_wait, lock, others = threading.Event(), fcntl.flock, set(threading.enumerate())
+
+    def late(file: Any, how: int) -> None:
+        assert how != fcntl.LOCK_EX or may_wait.wait(DEADLINE_S)
+        lock(file, how)
+
+    with ExitStack() as opened:
+        with turn_taken(tmp_path / "ledger.db"):
+            monkeypatch.setattr(fcntl, "flock", late)
+            with pytest.raises(Unavailable, match="another process"), sqlite._file_turn(tmp_path / "ledger.db", 0):
+                pass
+            (behind,) = set(threading.enumerate()) - others
+            opened.enter_context(open(tmp_path / "other", "ab"))
+            may_wait.set()
+        behind.join(DEADLINE_S)
+        with open(tmp_path / "other", "ab") as again:
+            lock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_a_full_disk_is_unavailable_and_keeps_what_was_there(file: Ledger) -> None:
