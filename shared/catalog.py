@@ -17,11 +17,11 @@ from pydantic import AfterValidator, Field, model_validator
 from shared.datasets import Dataset, Holdout, Reported, Rest, Source, Sql, Stream
 from shared.declaration import Declaration, Gate
 from shared.errors import ConfigurationError, Refused
-from shared.explain import check, closest, refusal
+from shared.explain import Problem, check, closest, refusal
 from shared.notices import EVERYTHING
 from shared.repository import is_local
 from shared.subscriptions import Subscription, name_subscriptions
-from shared.toml import MAX_BYTES, KeyPath, TomlError, read_toml
+from shared.toml import MAX_BYTES, Document, KeyPath, TomlError, read_toml
 from shared.values import (
     Between,
     Bytes,
@@ -55,6 +55,7 @@ _ADVICE = {
     "retention": 'write keep = { runs = "180d", rejected = 20, logs = "30d", environments = "20GB" }',
     "queue": "a release names its compute_class; the classes stand under [compute_classes]",
 }
+GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 _EXAMPLE = b"""
 [datasets.flights]
 source = { kind = "sql", url = "env:FLIGHTS_URL", table = "flights", cursor = "id", poll = "1s" }
@@ -321,11 +322,23 @@ def parse(raw: bytes, file: str = "headrace.toml") -> Catalog:
         key: name_subscriptions(value) for key, value in document.data.items() if key == "subscriptions"
     }
     catalog, problems = check(Catalog, data, document, at=(), advice=_ADVICE)
-    if catalog is None:
+    if catalog is not None:
+        problems = tuple(_in_vain(catalog, document))
+    if catalog is None or problems:
         first, *rest = problems
         message = "\n".join([first.unplaced, *(problem.text for problem in rest)])
         raise ConfigurationError(message, file=file, line=first.line)
     return catalog
+
+
+def _in_vain(catalog: Catalog, document: Document) -> Iterator[Problem]:
+    """What a new file may not say, and one that is in force already may: it is read on, and does nothing."""
+    for name, model in catalog.models.items():
+        for index, variable in enumerate(model.pass_env):
+            if variable in GPU_VARIABLES:
+                path = ("models", name, "pass_env", index)
+                advice = f"{variable} is set for each training to the GPUs that it was given: drop it here, and say gpus = N in its compute class"
+                yield Problem(path, advice, document.line(path), document.file)
 
 
 def digest(catalog: Catalog) -> str:

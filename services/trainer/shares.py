@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared import settings
+from shared import catalog, settings
 from shared.errors import ConfigurationError, Unavailable
 from shared.locks import unused
 
@@ -18,7 +18,7 @@ THREADS = (
     *(f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "BLIS", "NUMEXPR", "NUMBA", "RAYON")),
     *("VECLIB_MAXIMUM_THREADS", "POLARS_MAX_THREADS", "LOKY_MAX_CPU_COUNT"),
 )
-GPUS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+GPUS = catalog.GPU_VARIABLES
 
 
 @dataclass(frozen=True)

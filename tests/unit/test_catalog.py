@@ -87,6 +87,7 @@ WRONG: list[tuple[str, int, str]] = [
     (MODEL + 'pass_env = ["PYTHONSTARTUP"]', 3, "never passed on"),
     (MODEL + 'pass_env = ["PATH"]', 3, "never passed on"),
     (MODEL + 'pass_env = ["HEADRACE_TOKEN"]', 3, "never passed on"),
+    (MODEL + 'pass_env = ["HIP_VISIBLE_DEVICES"]', 3, "GPUs that it was given: drop it here, and say gpus = N"),
     (MODEL + 'pass_env = ["A=B"]', 3, "is not the name of an environment variable"),
     (MODEL + 'pass_env = "A"', 3, 'expected list of variable names, found text; for example pass_env = ["FLIGHTS_URL"]'),
     (MODEL + 'env = { A = "b" }', 3, "pass_env"),
@@ -225,6 +226,11 @@ def test_what_is_stored_reads_back_the_same() -> None:
     found = catalog.example()
     assert Catalog.from_json(found.to_json()) == found
     assert digest(Catalog.from_json(found.to_json())) == digest(found)
+
+
+def test_what_a_new_file_may_no_longer_say_is_read_on_where_it_is_in_force() -> None:
+    in_force = parse(f'{MODEL}pass_env = ["CUDA_DEVICES"]'.encode()).to_json().replace("CUDA_", "CUDA_VISIBLE_")
+    assert Catalog.from_json(in_force).models["m"].pass_env == ("CUDA_VISIBLE_DEVICES",)
 
 
 def test_the_digest_follows_the_meaning_and_not_the_spelling() -> None:
