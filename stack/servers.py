@@ -10,12 +10,13 @@ import importlib.util
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from shared.catalog import Catalog
 from shared.errors import ConfigurationError
-from shared.settings import FILE, Settings
+from shared.settings import FILE, Settings, load
 from stack.processes import Service
 from stack.state import HOST, StateDirectory, write_private
 
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 FLOWER_USER = "headrace"
 MLFLOW_SOURCES = "^models:/m-[0-9a-f]{32}$"
 OURS_FIRST, VIEWS_NEXT, REDIS_LAST = range(3)
+AFTER_GRACE_S = 25.0  # for a trainer to store what a training has left at its stop, and to hand the run back
 
 _PLAIN = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 _NOT_OURS = ("MLFLOW_", "_MLFLOW_", "CELERY_", "FLOWER_", "REDISCLI_", "VALKEYCLI_")
@@ -30,7 +32,8 @@ _PYTHONS = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPA
 _DECIDED_HERE = {f"HEADRACE_{name.upper()}" for name in Settings.model_fields} - {
     f"HEADRACE_{name}"
     for name in (
-        *("INDEX_URL", "CONSTRAINTS", "LEASE_S", "HEARTBEAT_S", "LOOK_S", "CHILD_UIDS", "WARM_PARENTS"),
+        *("INDEX_URL", "CONSTRAINTS", "LEASE_S", "HEARTBEAT_S", "LOOK_S", "GRACE_S", "GPUS", "CHILD_UIDS"),
+        "WARM_PARENTS",
         "API_REQUESTS_PER_S",
     )
 }
@@ -75,7 +78,8 @@ class Servers:
             if not compute_class.slots:
                 continue  # its workers run elsewhere
             told = {"HEADRACE_COMPUTE_CLASS": name, "HEADRACE_SLOTS": str(compute_class.slots)}
-            yield self._own(f"trainer-{name}", "services.trainer", told=told)
+            trainer = self._own(f"trainer-{name}", "services.trainer", told=told)
+            yield replace(trainer, grace_s=load(trainer.environment).grace_s + AFTER_GRACE_S)
 
     def _valkey(self) -> Service:
         port, password = self._ports["redis"], urlsplit(self._settings.redis_url).password or ""

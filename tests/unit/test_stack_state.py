@@ -141,6 +141,18 @@ def test_each_process_gets_of_the_environment_what_it_needs(state: StateDirector
     assert services["mlflow"].environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
 
 
+def test_a_trainer_may_take_as_long_to_stop_as_its_trainings_may_and_to_keep_what_they_left(
+    state: StateDirectory,
+) -> None:
+    for told, grace_s in ({}, 5), ({"HEADRACE_GRACE_S": "120"}, 120):
+        services = {service.name: service for service in _servers(state, told)}
+        assert services["trainer-gpu"].grace_s >= grace_s + 20
+        assert services["trainer-gpu"].environment.get("HEADRACE_GRACE_S") == told.get("HEADRACE_GRACE_S")
+        assert services["watcher"].grace_s == 10
+    with pytest.raises(ConfigurationError, match="grace_s: Input should be less than or equal to 3600"):
+        _servers(state, {"HEADRACE_GRACE_S": "4000"})
+
+
 def test_no_command_line_holds_a_secret_and_every_server_listens_on_loopback(state: StateDirectory) -> None:
     services = _servers(state, {"PATH": "/bin"})
     password = state.secret("flower.password").read_text().strip()
@@ -170,6 +182,7 @@ def _servers(state: StateDirectory, environ: dict[str, str]) -> list:  # type: i
         blobs_url="b",
         logs_url="l",
     )
+    write_private(state.folder() / "settings.json", settings.model_dump_json())
     servers = Servers(state, settings, {"api": 1, "mlflow": 2, "flower": 3, "redis": 4}, environ)
     classes = catalog.parse(b"[compute_classes.gpu]\nslots = 2")
     return [*servers.foundations(), *servers.services(classes)]
