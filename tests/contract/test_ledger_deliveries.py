@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from typing import Any
 
@@ -92,10 +93,11 @@ def test_notices_are_numbered_in_the_order_of_their_commits_without_gaps(ledger:
         started.wait()
         return [tell(ledger) for _ in range(25)]
 
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(2) as pool, closing(ledger.watch()) as commits:
         writers = [pool.submit(write, number) for number in range(2)]
         started.wait()
         while len(seen) < 50:
+            commits.wait(0.5)
             with ledger.read() as tx:  # a reader that asks for what comes after never passes over a late one
                 seen += [one.sequence for one in deliveries.read(tx, seen[-1] if seen else 0, 9)]
         numbers = [number for writer in writers for number in writer.result()]
