@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.forks import Fork
+
 TEMPLATES = Path(__file__).parents[1] / ".pytest_cache" / "templates"
 START_S = 180.0
 SOURCES = "^models:/m-[0-9a-f]{32}$"
@@ -31,7 +33,7 @@ class Server:
     """A started server; its processes are one group, so `kill` leaves no child behind."""
 
     url: str
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Fork
     log: Path
 
     @property

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -25,6 +23,7 @@ from shared.ledger import Ledger, arrivals, deliveries
 from shared.ledger.schema import migrate
 from shared.notices import NoticeType
 from tests.apis import make_tokens, serve
+from tests.forks import Forks
 from tests.ledgers import CONFIG, adopt, grow, put_config
 from tests.servers import Server, free_port, wait_for_http
 
@@ -44,15 +43,22 @@ class Running:
         return httpx.Client(base_url=self.server.url, headers=headers, timeout=60, trust_env=False)
 
 
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    forks = Forks("stack.api", "uvicorn.lifespan.on", "uvicorn.protocols.http.h11_impl")
+    yield forks
+    forks.stop()
+
+
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[Running]:
+def running(tmp_path: Path, forks: Forks) -> Iterator[Running]:
     database = tmp_path / "ledger.db"
     migrate(f"sqlite:///{database}")
     ledger = Ledger(f"sqlite:///{database}")
     put_config(ledger, CONFIG)
     adopt(ledger, dataset="reported")
     token = make_tokens(ledger)["all"]
-    server = start(tmp_path, database)
+    server = start(forks, tmp_path, database)
     try:
         yield Running(server, ledger, database, token, tmp_path)
     finally:
@@ -60,9 +66,8 @@ def running(tmp_path: Path) -> Iterator[Running]:
         ledger.close()
 
 
-def start(state: Path, database: Path) -> Server:
+def start(forks: Forks, state: Path, database: Path) -> Server:
     port, log = free_port(), state / "api.log"
-    argv = [sys.executable, "-m", "stack.serve", "--port", str(port)]
     environ = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"} | {
         "HEADRACE_STATE_DIR": str(state),
         "HEADRACE_LEDGER_URL": f"sqlite:///{database}",
@@ -71,8 +76,7 @@ def start(state: Path, database: Path) -> Server:
         "HEADRACE_LOGS_URL": f"file://{state}/logs",
         "HEADRACE_PROCESS": "api",
     }
-    with log.open("ab") as output:
-        process = subprocess.Popen(argv, env=environ, stdout=output, stderr=output, start_new_session=True)
+    process = forks.start(["stack.serve", "--port", str(port)], environ, log)
     server = Server(f"http://127.0.0.1:{port}", process, log)
     wait_for_http(server, "/readyz")
     return server

@@ -6,9 +6,8 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -27,13 +26,13 @@ from shared.points import Point
 from shared.settings import Settings
 from stack.audit import Report, audit
 from tests import audited, ledgers
+from tests.forks import Forks
 from tests.ledgers import CONFIG, HandClock
 from tests.redis_server import Valkey, start_valkey
 from tests.s3_server import S3Server
 from tests.servers import Server, free_port, start_mlflow
 
 PLANTED = Point("a hand that is not ours")
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -359,14 +358,39 @@ def test_a_process_of_the_attempt_that_goes_on_is_no_violation(live: Live) -> No
 # The command.
 
 
-def command(settings: Settings, *words: str, **changed: str) -> subprocess.CompletedProcess[str]:
-    told = {f"HEADRACE_{name.upper()}": str(value) for name, value in settings.model_dump(exclude_none=True).items()}
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("HEADRACE_")}
-    argv = [sys.executable, "-m", "stack", "audit", "--pause", "0", *words]
-    return subprocess.run(argv, cwd=ROOT, env=kept | told | changed, capture_output=True, text=True, timeout=60)
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def test_the_command_says_what_it_looked_at_and_exits_with_0(live: Live) -> None:
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    forks = Forks("stack.audit.command")
+    yield forks
+    forks.stop()
+
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def command(forks: Forks, tmp_path: Path) -> Command:
+    """`python -m stack audit`, and what it said."""
+
+    def command(settings: Settings, *words: str, **changed: str) -> Done:
+        told = {f"HEADRACE_{key.upper()}": str(value) for key, value in settings.model_dump(exclude_none=True).items()}
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("HEADRACE_")}
+        said, cried = (tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}" for name in ("stdout", "stderr"))
+        argv = ["stack", "audit", "--pause", "0", *words]
+        code = forks.start(argv, kept | told | changed, said, cried).wait(60)
+        return Done(code, said.read_text(), cried.read_text())
+
+    return command
+
+
+def test_the_command_says_what_it_looked_at_and_exits_with_0(live: Live, command: Command) -> None:
     live.look()
     done = command(live.settings)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -375,7 +399,7 @@ def test_the_command_says_what_it_looked_at_and_exits_with_0(live: Live) -> None
     assert command(live.settings, "--quiet").stdout == ""
 
 
-def test_the_command_exits_with_1_and_names_each_violation_and_what_to_do(live: Live) -> None:
+def test_the_command_exits_with_1_and_names_each_violation_and_what_to_do(live: Live, command: Command) -> None:
     live.look()
     live.alias(2)
     done = command(live.settings)
@@ -391,7 +415,9 @@ def test_the_command_exits_with_1_and_names_each_violation_and_what_to_do(live: 
     ("variable", "what"),
     [("HEADRACE_MLFLOW_URL", "MLflow"), ("HEADRACE_REDIS_URL", "Redis"), ("HEADRACE_BLOBS_URL", "the blob store")],
 )
-def test_the_command_exits_with_2_where_a_server_is_away_and_says_which(live: Live, variable: str, what: str) -> None:
+def test_the_command_exits_with_2_where_a_server_is_away_and_says_which(
+    live: Live, command: Command, variable: str, what: str
+) -> None:
     live.look()
     kind = {"MLflow": "http", "Redis": "redis"}.get(what)
     done = command(
@@ -401,7 +427,7 @@ def test_the_command_exits_with_2_where_a_server_is_away_and_says_which(live: Li
     assert f"not looked at: {what}" in done.stdout
 
 
-def test_without_a_ledger_the_command_exits_with_2_and_makes_none(live: Live, tmp_path: Path) -> None:
+def test_without_a_ledger_the_command_exits_with_2_and_makes_none(live: Live, command: Command, tmp_path: Path) -> None:
     nowhere = tmp_path / "other.db"
     done = command(live.settings, HEADRACE_LEDGER_URL=f"sqlite:///{nowhere}")
     assert done.returncode == 2
@@ -409,14 +435,14 @@ def test_without_a_ledger_the_command_exits_with_2_and_makes_none(live: Live, tm
     assert not nowhere.exists()
 
 
-def test_a_ledger_of_another_schema_is_not_judged(live: Live) -> None:
+def test_a_ledger_of_another_schema_is_not_judged(live: Live, command: Command) -> None:
     live.plant("UPDATE alembic_version SET version_num = 'future'")
     done = command(live.settings)
     assert done.returncode == 2
     assert "schema future" in done.stdout
 
 
-def test_an_audit_writes_nothing_into_the_ledger(live: Live) -> None:
+def test_an_audit_writes_nothing_into_the_ledger(live: Live, command: Command) -> None:
     live.look()
     changes = live.ledger.watch()
     changes.poll()

@@ -9,13 +9,12 @@ import signal
 import socket
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -24,12 +23,14 @@ from shared.arrivals import Report
 from shared.ledger import Ledger, arrivals, datasets, fates, planning, releases, runs, workers
 from shared.ledger.schema import migrate
 from shared.settings import Settings
+from tests.forks import Fork, Forks
 from tests.ledgers import put_config
 from tests.redis_server import Valkey, start_valkey
 
 WAIT_S = 20.0
 NOWHERE = "redis://127.0.0.1:9/0"  # the discard port: nobody listens
 LEASE_S = 0.9
+STARTED_LATE = ("alembic.command", "kombu.transport.redis")
 PYPROJECT = """
 [project]
 name = "delays"
@@ -40,14 +41,16 @@ train = "delays:train"
 
 [tool.headrace.datasets.flights]
 """
+T = TypeVar("T")
 _queues = (f"class-{number}" for number in itertools.count())
 
 
 class World:
     """A ledger, a table and a repository in a directory, and watchers over them."""
 
-    def __init__(self, directory: Path, redis_url: str = NOWHERE) -> None:
+    def __init__(self, directory: Path, forks: Forks, redis_url: str = NOWHERE) -> None:
         self.directory = directory
+        self.forks = forks
         self.table = directory / "flights.db"
         self.repository = directory / "delays"
         self.redis_url = redis_url
@@ -55,7 +58,7 @@ class World:
         self.ledger_url = f"sqlite:///{directory}/ledger/ledger.db"
         migrate(self.ledger_url)
         self.ledger = Ledger(self.ledger_url)
-        self.watchers: list[subprocess.Popen[bytes]] = []
+        self.watchers: list[Fork] = []
         self.options = {
             "repository": str(self.repository),
             "release": "latest",
@@ -123,20 +126,13 @@ class World:
             "process": "watcher",
         }
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self) -> Fork:
         """Start a watcher; it says itself when it is ready."""
         number = len(self.watchers)
         state = self.directory / f"state{number}"
         (settings := self.directory / f"settings{number}.json").write_text(json.dumps(self.settings(state)))
         env = {"PATH": os.environ["PATH"], "HEADRACE_SETTINGS": str(settings)}
-        with self.log(number).open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "services.ingest_watcher"],
-                env=env,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        process = self.forks.start(["services.ingest_watcher"], env, self.log(number))
         self.watchers.append(process)
         until(lambda: (state / "ready" / "watcher").exists() or process.poll() is not None, self)
         return process
@@ -165,6 +161,11 @@ class World:
         with self.ledger.read() as tx:
             return next((row for row in datasets.find_all(tx) if row.name == "flights"), None)
 
+    def holder(self) -> Fork | None:
+        """Of the watchers that run, the one that looks at the table."""
+        owner = self.dataset().lease_owner or ""
+        return next((one for one in self.watchers if one.poll() is None and owner.endswith(f":{one.pid}")), None)
+
     def release(self, model: str = "delays") -> tuple[str, str] | None:
         with self.ledger.read() as tx:
             found = releases.in_force(tx, model)
@@ -179,18 +180,26 @@ class World:
             return runs.find_waiting(tx, "delays")
 
 
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    forks = Forks("services.ingest_watcher.app", *STARTED_LATE)
+    yield forks
+    forks.stop()
+
+
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    world = World(tmp_path)
+def world(tmp_path: Path, forks: Forks) -> Iterator[World]:
+    world = World(tmp_path, forks)
     yield world
     world.end()
 
 
-def until(condition: Callable[[], object], world: World) -> None:
+def until(condition: Callable[[], T | None], world: World) -> T:
     deadline = time.monotonic() + WAIT_S
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, f"it did not come true; the watchers said:\n{world.said()}"
         time.sleep(0.01)
+    return found
 
 
 def check_each_row_once(world: World, rows: int) -> None:
@@ -224,9 +233,11 @@ def test_each_row_is_seen_once_although_watchers_are_killed_and_two_watch_at_onc
         rows += batch
         if batch in (15, 30, 45):
             first.kill()
+            first.wait(10)
             first = world.start()
-            holder = next(one for one in world.watchers if (world.dataset().lease_owner or "").endswith(f":{one.pid}"))
-            os.kill(holder.pid, signal.SIGKILL)
+            holder = until(world.holder, world)
+            holder.kill()
+            holder.wait(10)
             if holder is first:
                 first = world.start()
     world.start()
