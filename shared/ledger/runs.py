@@ -89,9 +89,10 @@ def next_due(tx: Transaction) -> datetime | None:
 
 
 def claimable(tx: Transaction, compute_class: str, patience: timedelta = timedelta(0)) -> int | None:
-    """The run that has been due longest, for `patience` at least, and that nobody works on."""
+    """The run that has been due longest, for `patience` at least, and that nobody works on; of two, the older."""
     query = select(run.c.id).where(run.c.compute_class == compute_class, _claimable(tx.now - patience))
-    id: int | None = tx.execute(query.order_by(func.coalesce(run.c.due_at, run.c.lease_until)).limit(1)).scalar()
+    first = query.order_by(func.coalesce(run.c.due_at, run.c.lease_until), run.c.id).limit(1)
+    id: int | None = tx.execute(first).scalar()
     return id
 
 

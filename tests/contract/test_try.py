@@ -225,7 +225,10 @@ def test_ctrl_c_ends_the_training_and_leaves_nothing(repository: Path, tmp_path:
     scratch.mkdir()
     write = f"    Path({str(tmp_path / 'draft')!r}).write_text(str(os.getpid()))\n    os.rename({str(tmp_path / 'draft')!r}, {str(started)!r})\n"
     change(repository, "    job.progress", f"{write}    import time; time.sleep(600)\n    job.progress")
-    code = f"import sys; from headrace.cli import main; sys.exit(main(['try', {str(repository)!r}]))"
+    heard = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # who runs in the background does not
+    )
+    code = f"{heard}; import sys; from headrace.cli import main; sys.exit(main(['try', {str(repository)!r}]))"
     trying = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(scratch)})
     deadline = time.monotonic() + 60
     while not started.exists():
