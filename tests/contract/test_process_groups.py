@@ -15,6 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 UV = Path(sys.executable).with_name("uv")
 ON_POSTGRES = "from shared.ledger import Ledger; Ledger('postgresql://user@host/ledger').close()"
+ARMED = {f"HEADRACE_{name}": "1" for name in ("POINTS", "ARM", "STRIKE", "CRASH")}
+UNARMED = "import shared.points as points; assert points._strike is None; print(*points.POINTS, sep='\\n')"
 HIDE = """\
 import sys
 class Hidden:
@@ -56,11 +58,12 @@ def hidden_from(group: str) -> str:
         ("flower", "import shared.celery_app, flower.command"),
     ],
 )
-def test_a_process_needs_no_more_than_its_group(group: str, starts: str) -> None:
-    argv = [sys.executable, "-W", "ignore", "-c", HIDE + starts, hidden_from(group)]
-    told = {**os.environ, "PYTHONPATH": str(ROOT)}
+def test_a_process_needs_no_more_than_its_group_and_no_variable_arms_its_points(group: str, starts: str) -> None:
+    argv = [sys.executable, "-W", "ignore", "-c", f"{HIDE}{starts}\n{UNARMED}", hidden_from(group)]
+    told = {**os.environ, **ARMED, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(argv, cwd=ROOT, env=told, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+    assert group == "flower" or len(done.stdout.splitlines()) > 10, "it has points"
 
 
 def test_only_the_server_has_the_whole_of_mlflow() -> None:

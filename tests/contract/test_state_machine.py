@@ -1,4 +1,4 @@
-"""The same on every database that the ledger stands on."""
+"""The same on a server; on SQLite it is a unit test, in memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shared.ledger import Ledger
 from tests.state_machine import QUICK, Headrace
 
 
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)  # in memory it is a unit test
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 def test_the_ledger_does_what_its_plain_model_does(database: Ledger) -> None:
     def machine() -> Headrace:  # `@reproduce_failure` goes above this line
         return Headrace(database)

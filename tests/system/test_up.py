@@ -72,7 +72,8 @@ def shared_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     up = Up(tmp_path_factory.mktemp("up"))
     up.ready()
     yield up
-    up.end(signal.SIGTERM)
+    if up.process and up.process.poll() is None:
+        up.end(signal.SIGTERM)
 
 
 @pytest.fixture
@@ -219,25 +220,6 @@ def test_a_wrong_configuration_is_told_with_its_line_and_a_right_one_starts_its_
     wait_for(lambda: "trainer-gpu" in shared_up.endpoints()["pids"], SOON_S, shared_up.said)
 
 
-def test_nothing_outlives_a_killed_supervisor_and_the_next_one_takes_over_and_stops_cleanly(up: Up) -> None:
-    first = up.ready()
-    token = Path(first["token_file"]).read_text()
-    processes = family_of(first["pids"].values())
-    assert len(processes) >= 2 * len(first["pids"]), "a warden for each"
-    up.end(signal.SIGKILL)
-    wait_for(lambda: not any(alive(pid) for pid in processes), SOON_S)
-
-    up.start()
-    second = up.ready()
-    assert {name: second[name] for name in ADDRESSES} == {name: first[name] for name in ADDRESSES}
-    assert Path(second["token_file"]).read_text() == token
-    assert get(second["api"] + "/v1/models", f"Bearer {token.strip()}")[0] == 200
-    processes = family_of(second["pids"].values())
-    assert up.end(signal.SIGTERM) == 0
-    assert not any(alive(pid) for pid in processes)
-    assert not (up.state / "endpoints.json").exists()
-
-
 def test_what_does_not_come_up_is_told_with_the_end_of_its_log_and_all_is_stopped(up: Up) -> None:
     (up.state / "redis").mkdir(parents=True)
     (up.state / "redis" / "appendonlydir").write_text("in the way")
@@ -255,6 +237,26 @@ def test_a_taken_port_is_refused_by_its_key_before_anything_starts(up: Up, share
     assert f"port {port} cannot be had" in up.said()
     assert "api_port under [stack]" in up.said()
     assert "is up" not in up.said()
+
+
+def test_nothing_outlives_a_killed_supervisor_and_the_next_one_takes_over_and_stops_cleanly(shared_up: Up) -> None:
+    """The last one, for it ends the stack of all."""
+    up, first = shared_up, shared_up.endpoints()
+    token = Path(first["token_file"]).read_text()
+    processes = family_of(first["pids"].values())
+    assert len(processes) >= 2 * len(first["pids"]), "a warden for each"
+    up.end(signal.SIGKILL)
+    wait_for(lambda: not any(alive(pid) for pid in processes), SOON_S)
+
+    up.start()
+    second = up.ready()
+    assert {name: second[name] for name in ADDRESSES} == {name: first[name] for name in ADDRESSES}
+    assert Path(second["token_file"]).read_text() == token
+    assert get(second["api"] + "/v1/models", f"Bearer {token.strip()}")[0] == 200
+    processes = family_of(second["pids"].values())
+    assert up.end(signal.SIGTERM) == 0
+    assert not any(alive(pid) for pid in processes)
+    assert not (up.state / "endpoints.json").exists()
 
 
 def post(url: str, body: object) -> tuple[int, str]:
