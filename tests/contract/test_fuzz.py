@@ -41,7 +41,7 @@ CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
-BOUNDED = 600
+BOUNDED = 400
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", str(BOUNDED)))
 SEED = int(os.environ.get("FUZZ_SEED", "0")) or (
     random.SystemRandom().randrange(1, 2**31) if REQUESTS > BOUNDED else 20261124

@@ -7,8 +7,10 @@ import shutil
 import sqlite3
 import subprocess
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +38,40 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(place, "scikit-learn>=1.6,<2", "lightgbm>=4.5,<5", "pandas>=2.2,<3", "mlflow-skinny==3.5.1")
 
 
+ASKED = """
+import json, os, sys
+import lightgbm, mlflow.pyfunc, mlflow.sklearn, pandas
+for line in sys.stdin:
+    if os.fork() == 0:
+        try:
+            exec(json.loads(line), {})
+        finally:
+            sys.stdout.flush()
+            os._exit(0)
+    os.wait()
+    print("asked", flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def asked(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+    """A process of that environment which has imported what all programs do, and forks for each: that takes two seconds a time."""
+    home = tmp_path_factory.mktemp("asked")
+    environment = {"PATH": f"{python.parent}:/usr/bin:/bin", "HOME": str(home)}
+    argv, pipe = [python, "-I", "-c", ASKED], subprocess.PIPE
+    with subprocess.Popen(argv, env=environment, cwd=home, stdin=pipe, stdout=pipe, text=True) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
 @dataclass
 class Workbench:
     """A repository with one module, `shop`, and a table `sales` of 60 rows, of which the last 20 are held out."""
 
     place: Path
     python: Path
+    asked: subprocess.Popen[str]
 
     def write(self, name: str, source: str) -> None:
         (self.place / "checkout").mkdir(exist_ok=True)
@@ -79,7 +109,11 @@ class Workbench:
     def ask(self, code: str) -> Any:
         """What a program in the model's environment prints as JSON; it knows where `composed` lies, and nothing of the repository."""
         program = f"import json, sys\ncomposed, client = {str(self.composed())!r}, {str(HOME.parent)!r}\n{textwrap.dedent(code)}"
-        return json.loads(self.start("-I", "-c", program).splitlines()[-1])
+        assert self.asked.stdin is not None
+        assert self.asked.stdout is not None
+        print(json.dumps(program), file=self.asked.stdin, flush=True)
+        said = [*takewhile(lambda line: line != "asked\n", self.asked.stdout)]
+        return json.loads(said[-1])
 
     def start(self, *arguments: str) -> str:
         environment = {"PATH": f"{self.python.parent}:/usr/bin:/bin", "HOME": str(self.place)}
@@ -90,13 +124,13 @@ class Workbench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, python: Path) -> Workbench:
+def bench(tmp_path: Path, python: Path, asked: subprocess.Popen[str]) -> Workbench:
     with sqlite3.connect(tmp_path / "sales.db") as connection:
         connection.execute("CREATE TABLE sales (id INTEGER PRIMARY KEY, price REAL, shop TEXT, many INTEGER)")
         rows = [(number, number % 7 / 2, "ab"[number % 2], number % 7 > 3) for number in range(1, 61)]
         connection.executemany("INSERT INTO sales VALUES (?, ?, ?, ?)", rows)
     connection.close()
-    return Workbench(tmp_path, python)
+    return Workbench(tmp_path, python, asked)
 
 
 def test_a_scikit_learn_pipeline_serves_from_mlflow_and_from_its_own_file(bench: Workbench) -> None:

@@ -7,7 +7,7 @@ import pytest
 from bench import soak
 from tests.system.product import Product
 
-MINUTES, PAUSE_S = 2.0, 2.0
+MINUTES, PAUSE_S = 2.0, 3.0
 FOREIGN = ("mlflow", "flower")  # what they keep in memory is their affair; docs/reliability.md has it
 
 
