@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -119,14 +120,17 @@ def _mlflow_environment(extra: Mapping[str, str] | None = None) -> dict[str, str
 
 
 def _migrated_template() -> Path:
-    """An empty database at this MLflow's schema; the migrations take five seconds, a copy none."""
+    """An empty database at this MLflow's schema; the migrations take five seconds, a copy none. Made by one worker for all."""
     from importlib.metadata import version
 
     template = TEMPLATES / f"mlflow-{version('mlflow')}.db"
-    if not template.exists():
-        TEMPLATES.mkdir(parents=True, exist_ok=True)
-        fresh = template.with_suffix(f".{os.getpid()}")
-        argv = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{fresh}"]
-        subprocess.run(argv, env=_mlflow_environment(), check=True, capture_output=True, timeout=START_S)
-        fresh.replace(template)
+    TEMPLATES.mkdir(parents=True, exist_ok=True)
+    with template.with_suffix(".lock").open("ab") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        if not template.exists():
+            fresh = template.with_suffix(".fresh")
+            fresh.unlink(missing_ok=True)
+            argv = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{fresh}"]
+            subprocess.run(argv, env=_mlflow_environment(), check=True, capture_output=True, timeout=START_S)
+            fresh.replace(template)
     return template
