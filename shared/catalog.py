@@ -227,7 +227,10 @@ class Keep(Strict):
         examples=["180d"],
     )
     rejected: int = Field(
-        20, ge=0, le=100_000, description="The files of so many rejected versions of each model, the newest ones."
+        20,
+        ge=0,
+        le=100_000,
+        description="The files of so many rejected versions of each model, and of as many samples, the newest ones.",
     )
     logs: Annotated[Duration, AfterValidator(Within(_SECOND))] = Field(
         30 * _DAY, description="Logs of runs, for so long after their last line.", examples=["30d"]

@@ -24,13 +24,19 @@ class Cut:
     holdout_rows: int | None = None
     newest_time: str | None = None  # the greatest value of the time column
     arrival: int | None = None  # the newest arrival that it covers
+    newest: int | None = None  # of a sample: of the rows to train on only so many, the newest
+    above: Point = None  # of a sample of what is only reported: where the newest reports begin that it trains on
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
         return cls(**value)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without what only a sample has: the digests of other cuts stay what they were before there were samples."""
+        return {key: value for key, value in asdict(self).items() if key not in _OF_SAMPLES or value is not None}
+
+
+_OF_SAMPLES = ("newest", "above")
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,12 @@ def training(cut: Cut, use: Use) -> Range:
             since[:10] if len(cut.newest_time) == 10 else since
         )  # a column of dates: compared as text, a date is below its midnight
     rows = cut.rows - cut.holdout_rows if cut.rows is not None and cut.holdout_rows is not None else cut.rows
-    return Range(None, upto, rows, use.rows, since)
+    newest = min((most for most in (use.rows, cut.newest) if most is not None), default=None)
+    if cut.newest is not None and rows is not None:
+        rows = min(rows, cut.newest)
+    if cut.above is not None:
+        rows = None
+    return Range(cut.above, upto, rows, newest, since)
 
 
 def comparison(candidate: Mapping[str, Cut], champion: Mapping[str, Cut] | None) -> dict[str, Range]:

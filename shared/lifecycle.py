@@ -1,10 +1,11 @@
 """The states of runs, versions and deliveries, and the steps between them that are legal (pure).
 
     run:       waiting ─▶ running ─▶ trained | failed | cancelled;  running ⇄ retrying;  waiting | retrying ─▶ cancelled
-    version:   candidate ─▶ promoted | rejected | awaiting;  awaiting ─▶ promoted
+    version:   candidate ─▶ promoted | rejected | awaiting;  awaiting ─▶ promoted;  a sample stays what it is
     delivery:  pending ─▶ delivered | failed;  failed ─▶ pending (replayed by a person)
 
 A retrying run keeps its model's running place, so that a model never has two waiting runs (invariant I4).
+Runs on a sample have places of their own: they train beside the model's other runs, and keep none of them waiting.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class VersionState(StrEnum):
     PROMOTED = "promoted"
     REJECTED = "rejected"
     AWAITING = "awaiting"
+    SAMPLE = "sample"
 
 
 class DeliveryState(StrEnum):
@@ -56,6 +58,7 @@ TRANSITIONS: dict[
         VersionState.AWAITING: frozenset({VersionState.PROMOTED}),
         VersionState.PROMOTED: frozenset(),
         VersionState.REJECTED: frozenset(),
+        VersionState.SAMPLE: frozenset(),
     },
     DeliveryState: {
         DeliveryState.PENDING: frozenset({DeliveryState.DELIVERED, DeliveryState.FAILED}),

@@ -1,7 +1,8 @@
 """What may be taken away, and why the rest stays (pure): a dry run and a real one ask the same rules.
 
 What was ever promoted (a rollback may want it), is pinned, waits for a word or is in use stays, whatever the operator says. Of the rest,
-a rejected version loses its files when so many newer ones have been rejected, and a run its bundle when it is old; the ledger's rows stay.
+a rejected version loses its files when so many newer ones have been rejected, a sample when there are so many newer samples, and a run its bundle when
+it is old; the ledger's rows stay.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ REPORTS_AT_LEAST = timedelta(days=30)
 """A producer that repeats a report within so long is heard once (I2), whatever `keep.runs` says."""
 
 
+TAKEN = (VersionState.REJECTED, VersionState.SAMPLE)
+"""The states in which a version's files may be taken away."""
+
+
 class Kept(StrEnum):
     """Why something stays; each completes "… stays because …"."""
 
@@ -28,8 +33,12 @@ class Kept(StrEnum):
     AWAITING = "it awaits a word"
     SCORED = "it is being scored"
     NEWEST_REJECTED = "it is among the newest rejected ones"
+    NEWEST_SAMPLE = "it is among the newest samples"
     NEWEST_RUN = "it is the model's newest run"
     YOUNG = "it is not old enough"
+
+
+_NEWEST = {VersionState.REJECTED: Kept.NEWEST_REJECTED, VersionState.SAMPLE: Kept.NEWEST_SAMPLE}
 
 
 @dataclass(frozen=True)
@@ -73,12 +82,12 @@ class Choice:
 
 def sort_out(runs: Iterable[Run], keep: Keep, now: datetime) -> Iterator[Choice]:
     """The choice for each trained run of one model. They come newest first, from the newest of all on; lazily, so that a long history is paged."""
-    rejected = 0
+    newer = dict.fromkeys(TAKEN, 0)
     for index, run in enumerate(runs):
         files = _bound(run)
         if files is None and run.version is not None and not run.version.tidied:
-            rejected += 1
-            files = Kept.NEWEST_REJECTED if rejected <= keep.rejected else None
+            newer[run.version.state] += 1
+            files = _NEWEST[run.version.state] if newer[run.version.state] <= keep.rejected else None
         yield Choice(run, files, files or _held(run, keep, now, newest=index == 0))
 
 

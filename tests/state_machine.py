@@ -200,8 +200,15 @@ class Headrace(RuleBasedStateMachine):
         """Whether the run would train the commit and the rows that the newest one has trained."""
         rows = runs.find_all(tx)  # the newest first
         asked = next((row for row in rows if row.id == id), None)
-        newest = next((row for row in rows if row.started_at is not None), None)
-        if asked is None or newest is None or newest.state != RunState.TRAINED or asked.cut is not None or asked.again:
+        newest = next((row for row in rows if row.started_at is not None and row.sample is None), None)
+        if (
+            asked is None
+            or asked.sample is not None
+            or newest is None
+            or newest.state != RunState.TRAINED
+            or asked.cut is not None
+            or asked.again
+        ):
             return False
         one, other = releases.find(tx, asked.release_id), releases.find(tx, newest.release_id)
         known = datasets.known(tx, list(one.declaration.datasets))
@@ -257,6 +264,11 @@ class Headrace(RuleBasedStateMachine):
             planning.retry(tx, which, "once more") if again else planning.cancel(tx, which, "not now")
         if not again and which in self.plain.runs:
             self.plain.stop(which)
+
+    @rule(sample=st.sampled_from(["1%", "50"]))
+    def consumers_ask_for_a_sample(self, sample: str) -> None:
+        with suppress(Conflict, NotFound), self.ledger.write() as tx:
+            planning.ask(tx, "delays", "consumers begin", "carol", sample=sample)
 
     @precondition(lambda self: self.registered)
     @rule(number=st.none() | st.integers(1, 4))
@@ -412,6 +424,7 @@ class Headrace(RuleBasedStateMachine):
             assert fate.kind in (FateKind.SUPERSEDED, FateKind.WAITS)
             return
         row = runs.find(tx, fate.run)
+        assert row.sample is None
         covered = ((row.cut or {}).get(arrival.dataset) or {}).get("arrival", 0) >= arrival.id
         assert covered == (row.cut is not None)
         if fate.kind is FateKind.WAITS:
@@ -424,9 +437,10 @@ class Headrace(RuleBasedStateMachine):
         with self.ledger.read() as tx:
             rows = tx.execute(select(run)).all()
             held = {row.run_id: row for row in tx.execute(select(attempt).order_by(attempt.c.number))}
-        states = [row.state for row in rows]
-        assert states.count(RunState.WAITING) <= 1
-        assert states.count(RunState.RUNNING) + states.count(RunState.RETRYING) <= 1
+        for samples in (False, True):
+            states = [row.state for row in rows if (row.sample is not None) == samples]
+            assert states.count(RunState.WAITING) <= 1
+            assert states.count(RunState.RUNNING) + states.count(RunState.RETRYING) <= 1
         for row in rows:
             assert row.token == (held[row.id].number if row.id in held else 0)
             assert (row.state == RunState.RUNNING) == (row.id in held and held[row.id].ended_at is None)
@@ -441,6 +455,7 @@ class Headrace(RuleBasedStateMachine):
             made = {row.id: row for row in tx.execute(select(version))}
             moves = tx.execute(select(promotion).order_by(promotion.c.id)).all()
             words = tx.execute(select(verdict)).all()
+            parts = set(tx.execute(select(run.c.id).where(run.c.sample.is_not(None))).scalars())
         assert len({row.run_id for row in made.values()}) == len(made)
         serving, intended, promoted = None, [row for row in moves if row.served_at is None], set()
         assert intended in ([], moves[-1:])
@@ -454,7 +469,10 @@ class Headrace(RuleBasedStateMachine):
             assert (move.kind == "promoted") == (move.version_id not in promoted)
             promoted.add(move.version_id)
             serving = move.version_id if move.served_at is not None else serving
+        judged = {one.version_id for one in (*moves, *words)}
         for id, row in made.items():
+            assert (row.state == VersionState.SAMPLE) == (row.run_id in parts)
+            assert row.run_id not in parts or id not in judged
             assert (row.state == VersionState.PROMOTED) == any(
                 m.version_id == id and m.served_at is not None for m in moves
             )
@@ -495,4 +513,6 @@ class Headrace(RuleBasedStateMachine):
         with self.ledger.read() as tx:
             waiting = runs.find_waiting(tx, "delays")
             idle = runs.find_busy(tx, "delays") is None and (waiting is None or waiting.due_at is None)
+            busy, waits = (find(tx, "delays", sample=True) for find in (runs.find_busy, runs.find_waiting))
+            idle = idle and busy is None and waits is None
             return idle and not (versions.unregistered(tx) or versions.candidates(tx) or versions.with_intent(tx))

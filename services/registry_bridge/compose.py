@@ -45,7 +45,9 @@ dependencies:
 _NAMESPACE = uuid.UUID("7b0b3b3e-3c0d-5a52-9a39-0d3e6f2d8f11")
 
 
-def compose(bundle_dir: Path, into: Path, *, model: str, run: int, created_at: datetime, python: str) -> None:
+def compose(
+    bundle_dir: Path, into: Path, *, model: str, run: int, created_at: datetime, python: str, sample: str | None = None
+) -> None:
     """Compose the model directory that MLflow gets and consumers download; `into` is made anew.
 
     The same arguments give the same bytes, so that a repeated registration has the same digest. `python` is the version that trained
@@ -53,6 +55,7 @@ def compose(bundle_dir: Path, into: Path, *, model: str, run: int, created_at: d
     """
     shutil.rmtree(into, ignore_errors=True)
     metadata = {"headrace.model": model, "headrace.run": str(run)}
+    metadata |= {"headrace.sample": sample} if sample is not None else {}
     if (bundle_dir / "model" / LOGGED / "MLmodel").exists():
         shutil.copytree(bundle_dir / "model" / LOGGED, into, symlinks=True)
         _readdress(into / "MLmodel", metadata)

@@ -116,6 +116,7 @@ class Registrar:
             run=registration.run,
             created_at=registration.ended_at,
             python=str(saved["python"]),
+            sample=registration.sample,
         )
         manifest = read_tree(registration.composed_dir)
         store_tree(self.blobs, registration.composed_dir, manifest)
@@ -126,8 +127,7 @@ class Registrar:
         with self.ledger.read() as tx:
             row = runs.find(tx, run)
             release = releases.find(tx, row.release_id)
-            before = runs.trained_cut_before(tx, row.model, run)
-            covered = arrivals.covered_by(tx, row.cut, before)
+            covered = arrivals.answered_by(tx, row)
             seconds = [one.seconds for one in attempts.of_run(tx, run) if one.outcome == "trained"]
         bundle = self._fetch(row.bundle, scratch / "bundle")
         measured = json.loads((bundle / "metrics.json").read_bytes())
@@ -136,6 +136,7 @@ class Registrar:
         return Registration(
             model=row.model,
             run=run,
+            sample=row.sample,
             token=token,
             bundle=row.bundle,
             release=release.name,

@@ -15,6 +15,7 @@ from typing import Any
 RUN_TAG = "headrace.run"
 TOKEN_TAG = "headrace.token"
 BUNDLE_TAG = "headrace.bundle"
+SAMPLE_TAG = "headrace.sample"
 MAX_TAG_CHARS = 5_000
 MAX_PARAMETER_CHARS = 2_000
 MAX_PARAMETERS = 100  # in one call, as the server has it
@@ -29,6 +30,7 @@ Pairs = list[dict[str, str]]
 class Registration:
     """All that MLflow is told about a trained run.
 
+    `sample` is how much of the data it was trained on, where that is a part of it only; such a version is never promoted.
     `token` is the fencing token of the claim that registers; `bundle` is the digest of what was trained: with the run's number it says whose a
     version is, also after a ledger was restored from a copy and gives a number twice; `cut` maps a dataset's name to its range (`rows`, where it is known,
     is their number); `history` holds `{"key", "value", "step", "timestamp_ms"}`.
@@ -50,6 +52,7 @@ class Registration:
     composed_dir: Path
     started_at: datetime
     ended_at: datetime
+    sample: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ def tags(registration: Registration) -> Pairs:
         "mlflow.source.git.commit": registration.commit,
         "mlflow.user": "headrace",
     }
+    values |= {SAMPLE_TAG: registration.sample} if registration.sample is not None else {}
     return pairs(values, MAX_TAG_CHARS)
 
 

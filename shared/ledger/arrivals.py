@@ -11,7 +11,7 @@ from sqlalchemy import func, select, update
 from shared.arrivals import Report
 from shared.cuts import Cut
 from shared.errors import NotFound, Permanent
-from shared.ledger import configuration, datasets, deliveries, numbering, planning
+from shared.ledger import configuration, datasets, deliveries, numbering, planning, runs
 from shared.ledger.deliveries import Told
 from shared.ledger.insertion import insert_all
 from shared.ledger.planning import News
@@ -97,8 +97,8 @@ def _take(tx: Transaction, new: Sequence[Taken]) -> None:
     cuts = datasets.ensure_all(tx, list(dict.fromkeys(one.report.dataset for one in sent)))
     for one in sent:
         cuts[one.report.dataset] = _grown(cuts[one.report.dataset], one.report)
-    for taken, (id, runs) in zip(new, _store(tx, [_growth(one) for one in sent], cuts), strict=True):
-        taken.arrival, taken.runs = id, runs
+    for taken, (id, planned) in zip(new, _store(tx, [_growth(one) for one in sent], cuts), strict=True):
+        taken.arrival, taken.runs = id, planned
 
 
 def _growth(one: Sent) -> dict[str, Any]:
@@ -219,6 +219,11 @@ def newest(tx: Transaction, dataset: str) -> int:
     return int(
         tx.execute(select(func.coalesce(func.max(arrival.c.id), 0)).where(arrival.c.dataset == dataset)).scalar_one()
     )
+
+
+def answered_by(tx: Transaction, row: Any) -> list[int]:
+    """Ids of the arrivals that a run sees and that no trained run before it has seen; one on a sample answers none."""
+    return covered_by(tx, row.cut, runs.trained_cut_before(tx, row.model, row.id)) if row.sample is None else []
 
 
 def covered_by(tx: Transaction, cut: dict[str, Any], after: dict[str, Any]) -> list[int]:

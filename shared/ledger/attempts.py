@@ -11,7 +11,7 @@ from sqlalchemy import insert, select, update
 from shared import catalog, policy
 from shared.cuts import Cut
 from shared.errors import Fenced, NotFound
-from shared.ledger import configuration, planning, releases, runs, unchanged, versions
+from shared.ledger import configuration, planning, releases, runs, samples, unchanged, versions
 from shared.ledger.releases import Release
 from shared.ledger.session import Transaction
 from shared.ledger.tables import attempt, run
@@ -116,8 +116,9 @@ def claim(tx: Transaction, id: int, worker: str, lease: timedelta) -> Claim | No
     if (gone := _gone(tx, row.model, release)) is not None:
         planning.call_off(tx, row, gone)
         return None
-    values = unchanged.freeze(tx, release) if row.cut is None else {}
-    if values and not row.again and (same := unchanged.trained(tx, row.model, release, values["cut_digest"])):
+    values = _freeze(tx, row, release) if row.cut is None else {}
+    repeats = bool(values) and not row.again and row.sample is None
+    if repeats and (same := unchanged.trained(tx, row.model, release, values["cut_digest"])):
         advice = f"`headrace retrain {row.model} --again` trains anyway"
         planning.call_off(tx, row, unchanged.SENTENCE.format(run=same), "unchanged", advice)
         return None
@@ -145,6 +146,10 @@ def claim(tx: Transaction, id: int, worker: str, lease: timedelta) -> Claim | No
     return _claim(
         tx, taken
     )  # what the waiting run waits for has not changed: the model was busy with this one, or has no other
+
+
+def _freeze(tx: Transaction, row: Any, release: Release) -> dict[str, Any]:
+    return unchanged.freeze(tx, release) if row.sample is None else samples.freeze(tx, release, row.sample)
 
 
 def _may_claim(tx: Transaction, row: Any) -> bool:
@@ -182,7 +187,7 @@ def _gone(tx: Transaction, model: str, release: Release) -> str | None:
 def _claim(tx: Transaction, row: Any) -> Claim:
     config = configuration.in_force(tx).catalog
     release = releases.find(tx, row.release_id)
-    champion = versions.champion(tx, row.model)
+    champion = versions.champion(tx, row.model) if row.sample is None else None  # with which no sample is compared
     return Claim(
         run=row.id,
         token=row.token,

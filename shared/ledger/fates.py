@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import select
 
+from shared import sampling
 from shared.errors import NotFound
 from shared.ledger import arrivals, configuration, datasets, pauses, releases, runs, unchanged, versions, workers
 from shared.ledger.session import Transaction
@@ -87,7 +88,7 @@ def _fate(tx: Transaction, model: str, arrival: Any, uses: bool) -> Fate:
 
 def _unclaimed(tx: Transaction, model: str, arrival: Any) -> Fate:
     """No run holds it: the one that did was cancelled before it was claimed, or the model was not in the configuration when it came."""
-    last = next(iter(runs.find_all(tx, model=model, limit=1)), None)
+    last = runs.last(tx, model)
     if last is not None and last.state == RunState.CANCELLED and last.finished_at >= arrival.observed_at:
         return Fate(model, FateKind.CANCELLED, last.id, None, None, f"was in run {last.id}, which {describe(tx, last)}")
     return Fate(model, FateKind.WAITS, None, None, None, "waits for the next run; `headrace retrain` starts one now")
@@ -104,6 +105,7 @@ def _trained(tx: Transaction, model: str, row: Any) -> Fate:
         VersionState.PROMOTED: "was promoted",
         VersionState.REJECTED: "was rejected",
         VersionState.AWAITING: "awaits a person's word" if decision == "promote" else "awaits evidence",
+        VersionState.SAMPLE: "is a sample",
     }[VersionState(version.state)]
     return Fate(
         model,
@@ -116,7 +118,9 @@ def _trained(tx: Transaction, model: str, row: Any) -> Fate:
 
 
 def _claimed(tx: Transaction, model: str) -> list[Any]:
-    return list(tx.execute(select(run).where(run.c.model == model, run.c.cut.is_not(None)).order_by(run.c.id)))
+    """Those that answer what has arrived: not the runs on a sample."""
+    whole = run.c.model == model, run.c.cut.is_not(None), run.c.sample.is_(None)
+    return list(tx.execute(select(run).where(*whole).order_by(run.c.id)))
 
 
 def describe(tx: Transaction, row: Any) -> str:
@@ -215,7 +219,7 @@ def _source_news(tx: Transaction, model: str) -> list[str]:
 def _pause_news(tx: Transaction, model: str) -> list[str]:
     if (paused := pauses.of(tx, model)) is None:
         return []
-    last = next(iter(runs.find_all(tx, model=model, state=RunState.FAILED, limit=1)), None)
+    last = runs.last(tx, model, RunState.FAILED)
     why = f"; run {last.id} {describe(tx, last)}" if last is not None else ""
     advice = pauses.advice(model)
     since = f"It is paused since {_time(paused.since)}, for its last {paused.failed} runs have failed{why}."
@@ -226,19 +230,28 @@ def _run_news(tx: Transaction, model: str) -> list[str]:
     rows = [row for row in (runs.find_busy(tx, model), runs.find_waiting(tx, model)) if row is not None]
     news = [f"Run {row.id} ({row.reason}) {describe(tx, row)}." for row in rows]
     if not rows:
-        last = next(iter(runs.find_all(tx, model=model, limit=1)), None)
+        last = runs.last(tx, model)
         news.append(
             f"Nothing new since run {last.id} ({last.reason}), which {describe(tx, last)}."
             if last is not None
             else "It has never been trained."
         )
-    return news
+    return [*news, *_sample_run_news(tx, model)]
+
+
+def _sample_run_news(tx: Transaction, model: str) -> list[str]:
+    rows = runs.find_busy(tx, model, sample=True), runs.find_waiting(tx, model, sample=True)
+    return [
+        f"Run {row.id}, on {sampling.describe(row.sample)} ({row.reason}), {describe(tx, row)}."
+        for row in rows
+        if row is not None
+    ]
 
 
 def _version_news(tx: Transaction, model: str) -> list[str]:
-    newest = next(iter(versions.find_all(tx, model, before=None, limit=1)), None)
+    newest = versions.newest(tx, model)
     champion = versions.champion(tx, model)
-    news = []
+    news = _sample_news(tx, model)
     if newest is not None and (champion is None or newest.id != champion.id):
         verdict = versions.last_verdict(tx, newest.id)
         reasons = f": {'; '.join(verdict.reasons)}" if verdict is not None else ""
@@ -250,6 +263,14 @@ def _version_news(tx: Transaction, model: str) -> list[str]:
         else "No version serves yet."
     )
     return [*news, serves]
+
+
+def _sample_news(tx: Transaction, model: str) -> list[str]:
+    row = versions.newest(tx, model, sample=True)
+    if row is None or row.tidied_at is not None:
+        return []
+    what = sampling.describe(runs.find(tx, row.run_id).sample)
+    return [f"Version {row.number} (run {row.run_id}) is {what}, to build against; it never serves."]
 
 
 def _time(at: Any) -> str:

@@ -34,7 +34,9 @@ def end(tx: Transaction, name: str) -> None:
 
 
 def count(tx: Transaction, run: Any, state: RunState, error: dict[str, Any] | None) -> None:
-    """Part of a run's end: the count goes up or back to nothing, and the pause that begins with it is told."""
+    """Part of a run's end: the count goes up or back to nothing, and the pause that begins with it is told. A run on a sample says nothing of the others."""
+    if run.sample is not None:
+        return
     if state is RunState.TRAINED:
         end(tx, run.model)
     if state is not RunState.FAILED:

@@ -29,18 +29,24 @@ def plan(
     *,
     asked: bool = False,
     again: bool = False,
+    sample: str | None = None,
     traceparent: str | None = None,
 ) -> int | None:
-    """Plan a run, or join the one that waits (I4); None while the model has no valid release. Works out when it is due."""
+    """Plan a run, or join the one that waits (I4); None while the model has no valid release. Works out when it is due.
+
+    With `sample` it is one on a part of the rows (`shared.sampling`), beside the model's other runs; of one that waits it is the newer share.
+    """
     tx.hold_models(model)
     config, release = configuration.in_force(tx), releases.in_force(tx, model)
     if release is None or model not in config.catalog.models:
         return None
-    waiting = runs.find_waiting(tx, model)
+    open_ = runs.all_waiting(tx, model)
+    waiting = next((row for row in open_ if (row.sample is None) == (sample is None)), None)
     values: dict[str, Any] = {
         "release_id": release.id,
         "compute_class": release.declaration.compute_class,
         "config_digest": config.digest,
+        "sample": sample,
     }
     if waiting is None:
         values |= {"model": model, "state": RunState.WAITING, "reason": reason, "asked": asked, "planned_at": tx.now}
@@ -57,7 +63,8 @@ def plan(
         values |= {"reason": joined, "asked": asked or waiting.asked, "traceparent": waiting.traceparent or traceparent}
         values |= {"again": again or waiting.again}
         if all(getattr(waiting, name) == value for name, value in values.items()):
-            _work_out(tx, waiting)
+            for row in open_:
+                _work_out(tx, row)
             return id
         tx.execute(_CHANGE, {"changed": id, **values})
     replan(tx, model)
@@ -123,6 +130,8 @@ def adopt(
     if release is None:
         return
     pauses.end(tx, model)
+    values = {"release_id": release.id, "compute_class": release.declaration.compute_class}
+    tx.execute(update(run).where(run.c.model == model, run.c.state == RunState.WAITING).values(**values))
     if release.moved_from is not None:
         _note_move(tx, release)
     run_id = unchanged.taken_over(tx, model, release)
@@ -141,9 +150,7 @@ def _note_move(tx: Transaction, release: Release) -> None:
 
 
 def _take_over(tx: Transaction, release: Release, run_id: int) -> None:
-    """Without a training: the run that waits for data has the new release from now on, and is due when it was."""
-    values = {"release_id": release.id, "compute_class": release.declaration.compute_class}
-    tx.execute(update(run).where(run.c.model == release.model, run.c.state == RunState.WAITING).values(**values))
+    """Without a training: a run that waits for data is due when it was."""
     replan(tx, release.model)
     why = f"changes nothing that run {run_id} was not trained from, so it is not trained again"
     after = {"commit": release.commit}
@@ -151,47 +158,59 @@ def _take_over(tx: Transaction, release: Release, run_id: int) -> None:
 
 
 @transition
-def ask(tx: Transaction, model: str, reason: str, by: str = history.HEADRACE, *, again: bool = False) -> int:
+def ask(
+    tx: Transaction,
+    model: str,
+    reason: str,
+    by: str = history.HEADRACE,
+    *,
+    again: bool = False,
+    sample: str | None = None,
+) -> int:
     """A person wants the model retrained now, with `again` also if nothing has changed; raises `NotFound` or `Conflict`.
+
+    With `sample` on a part of the rows only: the version is there to build against, and is never promoted.
 
     run: none → waiting; waiting → same
     By: a person, over REST
-    Fence: one waiting run per model
+    Fence: one waiting run per model, and one on a sample
     Again: joins the run that waits
     """
-    id = _ask(tx, model, reason, again=again)
-    history.note(tx, "retrain", f"run {id}", by, reason, model=model, after={"run": id})
+    id = _ask(tx, model, reason, again=again, sample=sample)
+    after = {"run": id} | ({"sample": sample} if sample is not None else {})
+    history.note(tx, "retrain", f"run {id}", by, reason, model=model, after=after)
     return id
 
 
-def _ask(tx: Transaction, model: str, reason: str, *, again: bool) -> int:
+def _ask(tx: Transaction, model: str, reason: str, *, again: bool, sample: str | None) -> int:
     if model not in configuration.in_force(tx).catalog.models:
         raise NotFound(f"there is no model {model!r}; `headrace models` lists those that there are")
     tx.hold_models(model)
     release = releases.in_force(tx, model)
     if release is None:
         raise Conflict(f"{model} has no valid release yet; `headrace why {model}` says what its repository lacks")
-    if not again and (same := unchanged.trained(tx, model, release, unchanged.freeze(tx, release)["cut_digest"])):
+    repeats = not again and sample is None
+    if repeats and (same := unchanged.trained(tx, model, release, unchanged.freeze(tx, release)["cut_digest"])):
         raise Conflict(f"{unchanged.SENTENCE.format(run=same)}; `headrace retrain {model} --again` trains anyway")
-    id = plan(tx, model, reason, asked=True, again=again)
+    id = plan(tx, model, reason, asked=True, again=again, sample=sample)
     assert id is not None
     return id
 
 
 def replan(tx: Transaction, model: str) -> None:
-    """Work out anew when the waiting run is due; whatever changes the facts calls this in its own transaction."""
+    """Work out anew when what waits is due; whatever changes the facts calls this in its own transaction."""
     tx.hold_models(model)
-    waiting = runs.find_waiting(tx, model)
-    if waiting is not None:
+    open_ = runs.all_waiting(tx, model)
+    if open_ and model not in configuration.in_force(tx).catalog.models:
+        call_off(tx, open_[0], "the model is no longer in the configuration")  # with which it comes here for the next
+        return
+    for waiting in open_:
         _work_out(tx, waiting)
 
 
 def _work_out(tx: Transaction, waiting: Any) -> None:
     model: str = waiting.model
     config, release = configuration.in_force(tx), releases.find(tx, waiting.release_id)
-    if model not in config.catalog.models:
-        call_off(tx, waiting, "the model is no longer in the configuration")
-        return
     facts = gather(tx, waiting, tuple(release.declaration.datasets))
     due = policy.due_at(config.catalog.models[model].policy, facts)
     at = due.at
@@ -229,7 +248,14 @@ def put_in_force(tx: Transaction, new: Catalog, actor: str) -> bool:
 
 
 def gather(tx: Transaction, waiting: Any, names: tuple[str, ...]) -> Facts:
-    """The facts about a waiting run: what arrived since the newest cut that a run of this model has frozen."""
+    """The facts about a waiting run: what arrived since the newest cut that a run of this model has frozen. One on a sample waits for nothing that arrives."""
+    known = datasets.known(tx, list(names))
+    without_data, unknown_names = tuple(name for name in names if name not in known), missing(tx, names)
+    if waiting.sample is not None:
+        beside = runs.find_busy(tx, waiting.model, sample=True)
+        busy = int(beside.id) if beside is not None else None
+        asked_at = waiting.planned_at
+        return Facts(0, 0, None, None, asked_at, busy, without_data=without_data, unknown=unknown_names)
     base, busy, ended = runs.before(tx, waiting.model)
     counts, rows, firsts, lasts = 0, 0, [], []
     unknown = False
@@ -240,7 +266,6 @@ def gather(tx: Transaction, waiting: Any, names: tuple[str, ...]) -> Facts:
             counts, rows, unknown = counts + one[0], rows + (one[1] or 0), unknown or one[2] < one[0]
             firsts.append(one[3])
             lasts.append(one[4])
-    known = datasets.known(tx, list(names))
     return Facts(
         arrivals=counts,
         rows=None if unknown else rows,
@@ -250,8 +275,8 @@ def gather(tx: Transaction, waiting: Any, names: tuple[str, ...]) -> Facts:
         busy=busy,
         last_ended_at=ended,
         failed=paused.failed if (paused := pauses.of(tx, waiting.model)) is not None else None,
-        without_data=tuple(name for name in names if name not in known),
-        unknown=missing(tx, names),
+        without_data=without_data,
+        unknown=unknown_names,
     )
 
 
@@ -327,6 +352,7 @@ def end(tx: Transaction, row: Any, state: RunState, error: dict[str, Any] | None
         kind = NoticeType.RUN_CANCELLED if state is RunState.CANCELLED else NoticeType.RUN_FAILED
         said = error["message"].partition("\n")[0]  # a traceback is for those who may read the run
         data = {"model": row.model, "run": row.id, "reason": row.reason, **error, "message": said}
+        data |= {"sample": row.sample} if row.sample is not None else {}
         deliveries.tell(tx, kind, row.model, row.model, data, row.traceparent)
     replan(tx, row.model)
 
@@ -345,7 +371,7 @@ def retry(tx: Transaction, id: int, reason: str, by: str = history.HEADRACE) -> 
         raise Conflict(
             f"run {id} is {row.state}; only a failed or cancelled one can be retried (`headrace retrain {row.model}` trains anew)"
         )
-    new = _ask(tx, row.model, reason, again=True)
+    new = _ask(tx, row.model, reason, again=True, sample=row.sample)
     history.note(tx, "retry", f"run {id}", by, reason, model=row.model, before={"state": row.state}, after={"run": new})
     return new
 

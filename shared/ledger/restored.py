@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import select, update
 
-from shared.ledger import history, numbering, planning
+from shared.ledger import history, numbering, planning, runs
 from shared.ledger.session import Transaction
 from shared.ledger.tables import attempt, run, version
 from shared.ledger.tables import history as history_rows
@@ -51,13 +51,18 @@ def begin_anew(tx: Transaction, by: str, reason: str = "") -> Anew:
     left = update(attempt).where(attempt.c.run_id.in_([row.id for row in rows]), attempt.c.ended_at.is_(None))
     tx.execute(left.values(ended_at=tx.now, outcome="lost", error={"kind": "lost_worker", "message": WHY}))
     for row in rows:
-        planning.call_off(tx, row, WHY)
-    known = dict.fromkeys(row.model for row in rows)
-    planned = [planning.plan(tx, model, "the ledger was restored", asked=True) for model in known]
+        if (
+            runs.find(tx, row.id).state in UNFINISHED
+        ):  # else it went with one of its model that is not configured any more
+            planning.call_off(tx, row, WHY)
+    again = "the ledger was restored"
+    open_runs = dict.fromkeys((row.model, row.sample) for row in rows)
+    planned = [planning.plan(tx, model, again, asked=True, sample=sample) for model, sample in open_runs]
     unregistered = ~select(version.c.id).where(version.c.run_id == run.c.id).exists()
-    again = update(run).where(run.c.state == RunState.TRAINED, unregistered)
-    tx.execute(again.values(registrations=run.c.registrations + numbering.STEP, registration_lease=None))
-    done = Anew(above, tuple(row.id for row in rows), tuple(id for id in planned if id is not None))
+    trained = update(run).where(run.c.state == RunState.TRAINED, unregistered)
+    tx.execute(trained.values(registrations=run.c.registrations + numbering.STEP, registration_lease=None))
+    new = tuple(dict.fromkeys(id for id in planned if id is not None))
+    done = Anew(above, tuple(row.id for row in rows), new)
     after = {"numbers above": above, "cancelled runs": list(done.cancelled), "planned runs": list(done.planned)}
     history.note(tx, RESTORE, "ledger", by, reason, after=after)
     return done

@@ -17,7 +17,7 @@ from shared.ledger.session import Transaction
 from shared.ledger.tables import delivery, notice, promotion, report, run, score, tidying, version
 from shared.ledger.transitions import transition
 from shared.lifecycle import DeliveryState, RunState, VersionState
-from shared.retention import Run, Version
+from shared.retention import TAKEN, Run, Version
 
 _PROMOTED = exists().where(promotion.c.version_id == version.c.id)
 _WANTED = exists().where(score.c.run_id == run.c.id, score.c.scored_at.is_(None))
@@ -141,12 +141,12 @@ def _run(row: Any) -> Run:
 def take_files(tx: Transaction, runs: Iterable[int]) -> int:
     """Mark the versions of these runs as tidied; how many were. One that was pinned meanwhile, or that no rule may take, is left.
 
-    version: rejected → same
+    version: rejected | sample → same
     By: the bridge whose turn it is
     Fence: never promoted, not pinned, not tidied
     Again: takes none
     """
-    free = (version.c.state == VersionState.REJECTED, version.c.pinned_at.is_(None), version.c.tidied_at.is_(None))
+    free = (version.c.state.in_(TAKEN), version.c.pinned_at.is_(None), version.c.tidied_at.is_(None))
     mine = update(version).where(version.c.run_id.in_(list(runs)), *free, ~_PROMOTED)
     return int(tx.execute(mine.values(tidied_at=tx.now)).rowcount)
 
@@ -177,7 +177,7 @@ def unremoved(tx: Transaction, after: int, limit: int) -> list[Any]:
 def removed(tx: Transaction, version_id: int) -> None:
     """MLflow has let go of it.
 
-    version: rejected → same
+    version: rejected | sample → same
     By: the bridge whose turn it is
     Fence: none; it only tells
     Again: the later time stays

@@ -34,15 +34,27 @@ def hold(tx: Transaction, id: int) -> Any:
     return tx.execute(select(run).where(run.c.id == id).with_for_update()).one()
 
 
-def find_waiting(tx: Transaction, model: str) -> Any:
-    return tx.execute(_WAITING, {"of": model}).first()
+def all_waiting(tx: Transaction, model: str) -> list[Any]:
+    """The one that waits, and the one on a sample that does."""
+    return list(tx.execute(_WAITING, {"of": model}))
 
 
 _WAITING = select(run).where(run.c.model == bindparam("of"), run.c.state == RunState.WAITING)
 
 
-def find_busy(tx: Transaction, model: str) -> Any:
-    return tx.execute(select(run).where(run.c.model == model, run.c.state.in_(BUSY))).first()
+def find_waiting(tx: Transaction, model: str, *, sample: bool = False) -> Any:
+    return next((row for row in all_waiting(tx, model) if (row.sample is not None) == sample), None)
+
+
+def find_busy(tx: Transaction, model: str, *, sample: bool = False) -> Any:
+    kind = run.c.sample.is_not(None) if sample else run.c.sample.is_(None)
+    return tx.execute(select(run).where(run.c.model == model, run.c.state.in_(BUSY), kind)).first()
+
+
+def last(tx: Transaction, model: str, state: RunState | None = None) -> Any:
+    """The model's newest run, in that state, that is not one on a sample; None before the first."""
+    query = select(run).where(run.c.model == model, run.c.sample.is_(None)).order_by(run.c.id.desc()).limit(1)
+    return tx.execute(query.where(run.c.state == state) if state is not None else query).first()
 
 
 def find_all(
@@ -118,20 +130,25 @@ def count_due(tx: Transaction) -> dict[str, int]:
 
 
 def before(tx: Transaction, model: str) -> tuple[dict[str, Any], int | None, datetime | None]:
-    """The cut that the model's newest claimed run froze (empty before the first), its run that is busy, and when one has ended last."""
+    """The cut that the model's newest claimed run froze (empty before the first), its run that is busy, and when one has ended last.
+
+    Runs on a sample are passed over: they answer nothing that has arrived.
+    """
     cut, busy, ended = tx.execute(_BEFORE, {"of": model}).one()
     return cut or {}, busy, ended
 
 
-_CLAIMED = (run.c.model == bindparam("of"), run.c.started_at.is_not(None))
+_WHOLE = (run.c.model == bindparam("of"), run.c.sample.is_(None))
+_CLAIMED = (*_WHOLE, run.c.started_at.is_not(None))
 _BEFORE = select(
     select(run.c.cut).where(*_CLAIMED).order_by(run.c.id.desc()).limit(1).scalar_subquery(),
-    select(run.c.id).where(run.c.model == bindparam("of"), run.c.state.in_(BUSY)).scalar_subquery(),
+    select(run.c.id).where(*_WHOLE, run.c.state.in_(BUSY)).scalar_subquery(),
     select(func.max(run.c.finished_at)).where(*_CLAIMED).scalar_subquery(),
 )
 
 
 def trained_cut_before(tx: Transaction, model: str, id: int) -> dict[str, Any]:
-    """The cut of the model's last trained run before this one; empty if there is none."""
+    """The cut of the model's last trained run before this one, passing over samples; empty if there is none."""
     query = select(run.c.cut).where(run.c.model == model, run.c.state == RunState.TRAINED, run.c.id < id)
+    query = query.where(run.c.sample.is_(None))
     return tx.execute(query.order_by(run.c.id.desc()).limit(1)).scalar() or {}

@@ -166,6 +166,14 @@ model = Table(
     C("paused_at", Instant),  # after too many of them: nothing is trained of itself until it is empty again
 )
 
+PLACES = {
+    "waiting": "state = 'waiting' AND sample IS NULL",
+    "running": "state IN ('running','retrying') AND sample IS NULL",
+    "sample_waiting": "state = 'waiting' AND sample IS NOT NULL",
+    "sample_running": "state IN ('running','retrying') AND sample IS NOT NULL",
+}
+"""Of these a model has one each (I4)."""
+
 run = Table(
     "run",
     metadata,
@@ -175,6 +183,7 @@ run = Table(
     C("reason", Text, nullable=False),
     C("asked", Boolean, nullable=False, default=False),  # a person or a new release asked: due at once
     C("again", Boolean),  # a person asked although nothing has changed
+    C("sample", String(40)),  # "1%" or a number of rows: trains on so much only, answers no arrival, is never promoted
     C("release_id", ForeignKey("release.id"), nullable=False),  # frozen with the cut at the first claim
     C("compute_class", String(64), nullable=False),
     C("planned_at", Instant, nullable=False),
@@ -205,19 +214,9 @@ run = Table(
     C("registrations", Integer, nullable=False, default=0),  # the fence of whoever registers it
     C("traceparent", String(64)),
     C("tidied_at", Instant),  # its bundle was taken away, and `bundle` is empty from then on
-    Index(
-        "uq_run_waiting",
-        "model",
-        unique=True,
-        sqlite_where=text("state = 'waiting'"),
-        postgresql_where=text("state = 'waiting'"),
-    ),
-    Index(
-        "uq_run_running",
-        "model",
-        unique=True,
-        sqlite_where=text("state IN ('running','retrying')"),
-        postgresql_where=text("state IN ('running','retrying')"),
+    *(
+        Index(f"uq_run_{name}", "model", unique=True, sqlite_where=text(where), postgresql_where=text(where))
+        for name, where in PLACES.items()
     ),
     Index("ix_run_state_due", "state", "due_at"),
     Index("ix_run_model_id", "model", "id"),

@@ -48,6 +48,7 @@ def taken_over(tx: Transaction, model: str, release: Release) -> int | None:
 
 
 def newest_run(tx: Transaction, model: str) -> Any:
-    """The one that was claimed last; None before the first."""
-    query = select(run).where(run.c.model == model, run.c.started_at.is_not(None)).order_by(run.c.id.desc())
+    """The one that was claimed last, passing over samples; None before the first."""
+    claimed = run.c.started_at.is_not(None), run.c.sample.is_(None)
+    query = select(run).where(run.c.model == model, *claimed).order_by(run.c.id.desc())
     return tx.execute(query.limit(1)).first()

@@ -41,11 +41,16 @@ def left_s(tx: Transaction, row: Any) -> float | None:
         return None
     elapsed_s = (tx.now - attempts.of_run(tx, row.id)[-1].started_at).total_seconds()
     progress = row.progress if row.token == 1 else None  # a later attempt may go on from what an earlier one has done
-    return estimate.left_s(elapsed_s, progress, _durations_s(tx, row.model))
+    return estimate.left_s(elapsed_s, progress, _durations_s(tx, row))
 
 
-def _durations_s(tx: Transaction, model: str) -> list[float]:
-    """Of the attempts that trained the model's newest runs."""
+def _durations_s(tx: Transaction, of: Any) -> list[float]:
+    """Of the attempts that trained the model's newest runs on as much data."""
+    alike = run.c.sample == of.sample if of.sample is not None else run.c.sample.is_(None)
     query = select(attempt.c.started_at, attempt.c.ended_at).join(run, run.c.id == attempt.c.run_id)
-    query = query.where(run.c.model == model, attempt.c.outcome == "trained").order_by(run.c.id.desc()).limit(LAST)
+    query = (
+        query.where(run.c.model == of.model, alike, attempt.c.outcome == "trained")
+        .order_by(run.c.id.desc())
+        .limit(LAST)
+    )
     return [(row.ended_at - row.started_at).total_seconds() for row in tx.execute(query)]

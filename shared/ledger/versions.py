@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import insert, or_, select, update
 
+from shared import sampling
 from shared.errors import Conflict, Fenced, NotFound
 from shared.gates import Decision, Verdict
 from shared.ledger import deliveries, history, scores
@@ -96,9 +97,9 @@ def registration_failed(tx: Transaction, run_id: int, token: int, error: str, ag
 
 @transition
 def registered(tx: Transaction, run_id: int, number: int, digest: str, mlflow_run: str, mlflow_model: str) -> None:
-    """Record the version of a run as a candidate, once.
+    """Record the version of a run as a candidate, once; that of a run on a sample is marked as one, and stays so.
 
-    version: none → candidate
+    version: none → candidate | sample
     run: trained → same
     By: the bridge that registers it
     Fence: one per run
@@ -107,10 +108,11 @@ def registered(tx: Transaction, run_id: int, number: int, digest: str, mlflow_ru
     tx.lock(f"registration {run_id}")
     if of_run(tx, run_id) is not None:
         return
-    model = tx.execute(select(run.c.model).where(run.c.id == run_id)).scalar_one()
+    of = tx.execute(select(run.c.model, run.c.sample).where(run.c.id == run_id)).one()
+    state = VersionState.CANDIDATE if of.sample is None else VersionState.SAMPLE
     tx.execute(
         insert(version).values(
-            model=model, number=number, run_id=run_id, state=VersionState.CANDIDATE, digest=digest,
+            model=of.model, number=number, run_id=run_id, state=state, digest=digest,
             mlflow_run=mlflow_run, mlflow_model=mlflow_model, registered_at=tx.now,
         )
     )  # fmt: skip
@@ -164,6 +166,7 @@ def promote(tx: Transaction, model: str, number: int, actor: str, reason: str) -
     """
     tx.hold_models(model)
     row = find(tx, model, number)
+    _refuse_sample(tx, row)
     _refuse_tidied(row)
     if row.state != VersionState.AWAITING:
         raise Conflict(
@@ -189,6 +192,7 @@ def roll_back(tx: Transaction, model: str, number: int | None, actor: str, reaso
     serving = _champion_id(tx, model)
     target = find(tx, model, number) if number is not None else _replaced_by(tx, serving)
     if target is not None:
+        _refuse_sample(tx, target)
         _refuse_tidied(target)
     if target is not None and target.id == serving:
         raise Conflict(f"version {number} of {model} serves already")
@@ -198,6 +202,15 @@ def roll_back(tx: Transaction, model: str, number: int | None, actor: str, reaso
         )
     _intend(tx, target, serving, "rolled_back", actor, reason)
     return int(target.number)
+
+
+def _refuse_sample(tx: Transaction, row: Any) -> None:
+    if row.state == VersionState.SAMPLE:
+        what = sampling.describe(tx.execute(select(run.c.sample).where(run.c.id == row.run_id)).scalar_one())
+        raise Conflict(
+            f"version {row.number} of {row.model} was trained on {what}: it is there to build against, and never serves; "
+            f"`headrace retrain {row.model}` trains one that may"
+        )
 
 
 def _refuse_tidied(row: Any) -> None:
@@ -366,6 +379,13 @@ def find_all(tx: Transaction, model: str, *, before: int | None, limit: int) -> 
     """Newest first, with a number below `before`."""
     query = select(version).where(version.c.model == model).order_by(version.c.number.desc()).limit(limit)
     return list(tx.execute(query.where(version.c.number < before) if before is not None else query))
+
+
+def newest(tx: Transaction, model: str, *, sample: bool = False) -> Any:
+    """The newest version that is not a sample, or the newest sample; None if there is none."""
+    kind = version.c.state == VersionState.SAMPLE if sample else version.c.state != VersionState.SAMPLE
+    query = select(version).where(version.c.model == model, kind).order_by(version.c.number.desc())
+    return tx.execute(query.limit(1)).first()
 
 
 def last_verdict(tx: Transaction, version_id: int) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from headrace import consumer
 from headrace.cli import main
 from headrace.cli.parser import parser
 
@@ -165,6 +166,9 @@ def test_every_command_has_help_with_an_example_and_json(command: str, capsys: p
         ["run", "0"],
         ["promote", MODEL, "3"],
         ["runs", "--limit", "-1"],
+        ["retrain", MODEL, "--sample", "all"],
+        ["retrain", MODEL, "--sample", "60%"],
+        ["retrain", MODEL, "--sample", "0"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,6 +245,38 @@ def test_pull_fetches_all_that_models_toml_names(
     assert (tmp_path / "models" / "churn" / "3" / "MLmodel").is_file()
 
 
+def test_a_sample_says_that_it_is_one_wherever_it_is_met(
+    twin: Twin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twin.publish(MODEL, 3, files_of(0.1), champion=False)
+    home = f"/v1/models/{MODEL}/versions"
+    twin.versions[f"{home}/3"] |= {"state": "sample", "sample": "20000", "verdict": None}
+    twin.answers[home] = (200, {"items": [twin.versions[f"{home}/3"]], "next": None})
+    sampled = {**RUN, "state": "trained", "error": None, "sample": "1%", "version": 3}
+    twin.answers["/v1/runs/17"] = (200, sampled)
+    twin.answers["/v1/runs"] = (200, {"items": [sampled], "next": None})
+    caution = "\n  it was trained on a sample of 20,000 rows: build against it, do not serve it\n"
+
+    assert main(["pull", MODEL, "--version", "3"]) == 0
+    assert capsys.readouterr().out == f"{MODEL} 3 is in models/{MODEL}/3, checked{caution}"
+    assert consumer.receipt(tmp_path / "models" / MODEL / "3")["sample"] == "20000"
+    (tmp_path / "models.toml").write_text(f"[models.{MODEL}]\nversion = 1\n")
+    assert main(["bump", MODEL, "3"]) == 0
+    assert capsys.readouterr().out.endswith(f"+ version = 3{caution}")
+    assert main(["versions", MODEL]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["3", "sample"]
+    for words, said in (
+        (["version", MODEL, "3"], "a sample of 20,000 rows: to build against, it never serves"),
+        (["run", "17"], "a sample of 1% of the rows; its version never serves"),
+        (["runs"], "on a sample of 1% of the rows; "),
+    ):
+        assert main(words) == 0
+        assert said in capsys.readouterr().out
+    twin.answers["/v1/runs"] = (202, {**sampled, "state": "waiting"})
+    assert main(["retrain", MODEL, "--sample", "1%"]) == 0
+    assert "never promoted: headrace run 17 names its version" in capsys.readouterr().out
+
+
 def test_bump_changes_one_line_and_shows_it(twin: Twin, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     twin.publish(MODEL, 14, files_of(0.1))
     file = tmp_path / "models.toml"
@@ -275,6 +311,7 @@ def test_following_a_log_goes_over_to_the_next_attempt(twin: Twin, capsys: pytes
     [
         (["retrain", MODEL, "--reason", "new gate"], "/v1/runs", {"model": MODEL, "reason": "new gate"}),
         (["retrain", MODEL, "--again"], "/v1/runs", {"model": MODEL, "again": True}),
+        (["retrain", MODEL, "--sample", "1%"], "/v1/runs", {"model": MODEL, "sample": "1%"}),
         (["cancel", "17"], "/v1/runs/17/cancel", {}),
         (["retry", "17"], "/v1/runs/17/retry", {}),
         (["resume", MODEL, "--reason", "mended"], f"/v1/models/{MODEL}/resume", {"reason": "mended"}),

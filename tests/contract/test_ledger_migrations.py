@@ -37,7 +37,7 @@ from tests import ledgers
 from tests.postgres_server import Postgres
 
 NEWEST = schema._known()[-1]
-OLDER = ["0001", "0002", "0003", "0004", "0005"]
+OLDER = ["0001", "0002", "0003", "0004", "0005", "0006"]
 Rows = dict[str, list[dict[str, Any]]]
 
 

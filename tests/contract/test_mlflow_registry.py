@@ -23,7 +23,7 @@ from mlflow import MlflowClient
 
 from services.registry_bridge.compose import compose
 from services.registry_bridge.mlflow_registry import MlflowRegistry
-from services.registry_bridge.registration import Registered, Registration
+from services.registry_bridge.registration import Registered, Registration, tags
 from shared.errors import Fenced, Permanent, Refused, Unavailable
 from shared.manifest import read_tree
 from tests.faulty_proxy import Fault, FaultyProxy
@@ -189,6 +189,17 @@ def test_an_mlflow_run_holds_what_is_needed_to_judge_it(
     assert {
         metric.key: metric.value for metric in client.get_logged_model(registered.model_id).metrics or []
     } == registration.metrics
+
+
+def test_a_version_that_was_trained_on_a_sample_says_so(
+    registry: MlflowRegistry, client: MlflowClient, registration: Registration
+) -> None:
+    registered = registry.register(replace(registration, sample="1%"))
+    version = client.get_model_version(registration.model, str(registered.version))
+    assert (
+        version.tags["headrace.sample"] == client.get_run(registered.mlflow_run_id).data.tags["headrace.sample"] == "1%"
+    )
+    assert "headrace.sample" not in {tag["key"] for tag in tags(registration)}
 
 
 def test_the_version_is_loaded_and_predicts_in_a_process_that_knows_nothing_of_us(

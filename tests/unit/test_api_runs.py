@@ -11,7 +11,7 @@ import pytest
 from services.registry_bridge.api.logs import decode
 from shared.ledger import attempts
 from shared.ledger.attempts import Failure
-from tests.apis import Api, serve, train
+from tests.apis import Api, register, serve, train
 from tests.ledgers import LEASE, adopt, claim, grow, waiting
 
 CANCELLED = {"kind": "cancelled", "message": "operate: too late", "advice": "retry it with `headrace retry`"}
@@ -34,7 +34,7 @@ def test_a_run_tells_all_that_is_known_of_it(api: Api) -> None:
         "sentence": "was trained at 2026-01-01 00:00:00Z and waits to be registered in MLflow", "release": {"name": "v1.0.0", "commit": "a" * 40},
         "compute_class": "standard", "planned_at": "2026-01-01T00:00:00Z", "due_at": None,
         "started_at": "2026-01-01T00:00:00Z", "finished_at": "2026-01-01T00:00:00Z",
-        "progress": {"fraction": 1.0, "note": ""}, "left_s": None, "metrics": {}, "checkpoint": None, "error": None, "version": None, "tidied_at": None, "bundle": "sha256:" + "b" * 64,
+        "progress": {"fraction": 1.0, "note": ""}, "left_s": None, "sample": None, "metrics": {}, "checkpoint": None, "error": None, "version": None, "tidied_at": None, "bundle": "sha256:" + "b" * 64,
     }  # fmt: skip
     assert (cut["upto"], cut["rows"], cut["holdout_above"], cut["arrival"]) == (1000, 1000, 900, 1)
     assert (attempt["number"], attempt["worker"], attempt["outcome"]) == (1, "w1", "trained")
@@ -66,6 +66,32 @@ def test_a_run_that_was_asked_for_is_due_and_says_who_asked(api: Api) -> None:
     assert answer.json()["reason"] == "operate asked for it"
     joined = api.post("/v1/runs", {"model": "delays", "reason": "a hunch"}).json()
     assert (joined["id"], joined["reason"]) == (2, "operate asked for it; a hunch")
+
+
+def test_a_run_on_a_sample_bears_its_mark_and_so_does_its_version(api: Api, tmp_path: Path) -> None:
+    adopt(api.ledger)
+    grow(api.ledger)
+    asked = api.post("/v1/runs", {"model": "delays", "sample": "1.0%"})
+    assert (asked.status_code, asked.json()["id"], asked.json()["sample"]) == (202, 2, "1%")
+    held = claim(api.ledger, 2)
+    assert held is not None
+    with api.ledger.write() as tx:
+        attempts.finish(tx, 2, held.token, "sha256:" + "b" * 64, {})
+    register(api, 2, 1, tmp_path / "v1")
+    told = api.get("/v1/models/delays/versions/1").json()
+    assert (told["state"], told["sample"], told["verdict"], told["champion"]) == ("sample", "1%", None, False)
+    assert (told["lineage"]["cut"]["flights"]["newest"], told["lineage"]["arrivals"]) == (9, [])
+    refused = api.post("/v1/models/delays/promote", {"version": 1, "reason": "I like it"})
+    assert refused.status_code == 409
+    assert "`headrace retrain delays` trains one that may" in refused.json()["detail"]
+    model = api.get("/v1/models/delays").json()
+    assert (model["waiting_run"], model["champion"]) == (1, None)
+
+
+@pytest.mark.parametrize("sample", ["0%", "60%", "all", "", 5, "-1"])
+def test_what_is_no_sample_is_refused(api: Api, sample: object) -> None:
+    adopt(api.ledger)
+    assert api.post("/v1/runs", {"model": "delays", "sample": sample}).status_code == 422
 
 
 def test_a_paused_model_says_so_and_is_let_go_on(api: Api) -> None:

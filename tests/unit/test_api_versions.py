@@ -41,7 +41,7 @@ def test_a_version_tells_its_verdict_lineage_and_files(api: Api, tmp_path: Path)
         "release": {"name": "v1.0.0", "commit": "a" * 40}, "registered_at": "2026-01-01T00:00:00Z", "metrics": {"auc": 0.7},
         "verdict": {"decision": "promote", "reasons": ["auc 0.7 is at least 0.6"], "champion": 1, "at": "2026-01-01T00:00:00Z"},
         "lineage": {"arrivals": [2]}, "mlflow": {"run_id": "r2", "model_id": "m-2"}, "requirements_file": "requirements.txt",
-        "pin": None, "tidied_at": None, "files": [file.model_dump() for file in manifest.files],
+        "pin": None, "sample": None, "tidied_at": None, "files": [file.model_dump() for file in manifest.files],
     }  # fmt: skip
     assert api.get("/v1/models/delays/versions/champion").json()["version"] == 2
     assert read(told).digest == manifest.digest  # the client's own check

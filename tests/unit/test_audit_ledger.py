@@ -45,6 +45,10 @@ PLANTED = {
         "DELETE FROM run WHERE id = 7",
         ("I3", "no_fate", {"model": "delays", "dataset": "flights"}),
     ),
+    "a waiting run that is gone, behind a sample that was cancelled": (
+        "DELETE FROM run WHERE id = 7; UPDATE run SET sample = '1%', finished_at = '2030-01-01 00:00:00.000000' WHERE id = 6",
+        ("I3", "no_fate", {"model": "delays", "dataset": "flights"}),
+    ),
     "a cut that goes back": (
         "UPDATE run SET cut = (SELECT cut FROM run WHERE id = 1), cut_digest = (SELECT cut_digest FROM run WHERE id = 1) WHERE id = 3",
         ("I3", "older_cut", {"run": 3, "dataset": "flights"}),
@@ -64,6 +68,22 @@ PLANTED = {
     "two running runs": (
         "DROP INDEX uq_run_running; UPDATE run SET state = 'running' WHERE id IN (5, 6)",
         ("I4", "two_running", {"model": "delays"}),
+    ),
+    "two samples that wait": (
+        "DROP INDEX uq_run_sample_waiting; UPDATE run SET state = 'waiting', sample = '1%' WHERE id IN (5, 6)",
+        ("I4", "two_sample_waiting", {"model": "delays"}),
+    ),
+    "a rejected version that was trained on a sample": (
+        "UPDATE run SET sample = '1%' WHERE id = 3",
+        ("I7", "sample", {"version": 3}),
+    ),
+    "a sample that was judged": (
+        "UPDATE run SET sample = '1%' WHERE id = 3; UPDATE version SET state = 'sample' WHERE number = 3",
+        ("I7", "sample_judged", {"version": 3}),
+    ),
+    "a sample that serves": (
+        "UPDATE run SET sample = '1%' WHERE id = 2; UPDATE version SET state = 'sample' WHERE number = 2",
+        ("I7", "served", {"version": 2}),
     ),
     "a state that there is not": (
         "UPDATE run SET state = 'lost' WHERE id = 6",

@@ -40,6 +40,7 @@ def choose(run: Run, keep: Keep = KEEP) -> tuple[Kept | None, Kept | None]:
         (Run(1, OLD, replace(REJECTED, pinned=True)), Kept.PINNED, Kept.PINNED),
         (Run(1, OLD, Version(1, VersionState.CANDIDATE)), Kept.UNJUDGED, Kept.UNJUDGED),
         (Run(1, OLD, Version(1, VersionState.AWAITING)), Kept.AWAITING, Kept.AWAITING),
+        (Run(1, OLD, replace(REJECTED, state=VersionState.SAMPLE)), Kept.NEWEST_SAMPLE, Kept.NEWEST_SAMPLE),
         (Run(1, OLD, REJECTED, scored=True), Kept.SCORED, Kept.SCORED),
         (Run(1, OLD, replace(REJECTED, tidied=True)), None, None),
     ],
@@ -90,7 +91,7 @@ def test_whatever_the_operator_says_what_serves_or_waits_or_is_relied_on_stays(f
         version = choice.run.version
         if choice.takes_files or choice.takes_bundle:
             assert version is not None
-            assert version.state is VersionState.REJECTED
+            assert version.state in (VersionState.REJECTED, VersionState.SAMPLE)
             assert not version.promoted
             assert not version.pinned
             assert not choice.run.scored

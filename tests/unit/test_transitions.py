@@ -49,10 +49,10 @@ def test_every_change_is_one_of_a_table() -> None:
 @pytest.mark.parametrize("noun", steps.NOUNS)
 def test_every_step_that_a_docstring_names_is_legal(noun: str) -> None:
     legal = LEGAL[steps.NOUNS[noun]]
-    first = next(iter(steps.NOUNS[noun]))
+    first = {"version": ("candidate", "sample")}.get(noun, (next(iter(steps.NOUNS[noun])),))
     for step in (one for one in TAKEN if one.noun == noun):
         if step.before == steps.NONE:
-            assert step.after == first
+            assert step.after in first
         else:
             assert step.after in (steps.SAME, steps.NONE, *legal[steps.NOUNS[noun](step.before)]), step
 

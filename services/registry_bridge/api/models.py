@@ -151,7 +151,7 @@ def _paused(tx: Transaction, name: str) -> Paused | None:
 
 
 def _sentence(tx: Transaction, name: str, open_run: Any) -> str:
-    row = open_run if open_run is not None else next(iter(runs.find_all(tx, model=name, limit=1)), None)
+    row = open_run if open_run is not None else runs.last(tx, name)
     if row is None:
         return "it has never been trained"
     return f"{'' if open_run is not None else 'nothing new since '}run {row.id} {fates.describe(tx, row)}"

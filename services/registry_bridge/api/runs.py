@@ -14,6 +14,7 @@ from shared.http import Here, Operator, Paged, Reader, body, takes
 from shared.ledger import Transaction, attempts, fates, planning, releases, repeats, runs, usage, versions
 from shared.lifecycle import RunState
 from shared.problems import EVERYWHERE, JSON, WITH_BODY, problems
+from shared.sampling import Sample
 from shared.values import Strict
 
 router = APIRouter(prefix="/v1", tags=["runs"], responses=EVERYWHERE)
@@ -94,6 +95,9 @@ class Run(Strict):
     state: RunState
     reason: str = Field(description="why it was planned")
     sentence: str = Field(description="what it does, or what it waits for and until when")
+    sample: str | None = Field(
+        description="it trains on so much of the rows only, answers no arrival, and its version is never promoted"
+    )
     release: ReleaseName
     compute_class: str
     planned_at: datetime
@@ -124,6 +128,10 @@ class RunRequest(Strict):
     model: ModelName
     reason: Reason | None = None
     again: bool = Field(False, description="train although neither code nor data has changed since the last training")
+    sample: Sample | None = Field(
+        None,
+        description="train on so much of the newest rows only, for a version to build against that is never promoted",
+    )
 
 
 class Why(Strict):
@@ -142,6 +150,7 @@ def describe(tx: Transaction, row: Any, *, whole: bool = False) -> Run:
         state=RunState(row.state),
         reason=row.reason,
         sentence=fates.describe(tx, row),
+        sample=row.sample,
         release=ReleaseName(name=release.name, commit=release.commit),
         compute_class=row.compute_class,
         planned_at=row.planned_at,
@@ -228,7 +237,7 @@ def retrain(caller: Operator, stores: Here, asked: Annotated[RunRequest, body(Ru
     """Retrain a model now: plans a run, or makes the waiting one due."""
     with stores.ledger.write() as tx:
         reason = asked.reason or f"{caller.name} asked for it"
-        id = planning.ask(tx, asked.model, reason, caller.name, again=asked.again)
+        id = planning.ask(tx, asked.model, reason, caller.name, again=asked.again, sample=asked.sample)
         answer.headers["Location"] = f"/v1/runs/{id}"
         return describe(tx, runs.find(tx, id))
 

@@ -43,7 +43,7 @@ class GivenVerdict(Strict):
 
 
 class Lineage(Strict):
-    """The data that it was trained on; `arrivals` are those that no earlier trained run had covered."""
+    """The data that it was trained on; `arrivals` are those that no earlier trained run had covered, none for a sample."""
 
     cut: dict[str, Cut]
     cut_digest: str
@@ -70,6 +70,9 @@ class VersionSummary(Strict):
     version: int
     state: VersionState
     champion: bool
+    sample: str | None = Field(
+        description="it was trained on so much of the rows only, to build against: it is never promoted"
+    )
     run: int
     release: ReleaseName
     digest: str
@@ -90,6 +93,7 @@ class VersionSummary(Strict):
             version=row.number,
             state=VersionState(row.state),
             champion=champion is not None and champion.id == row.id,
+            sample=run.sample,
             run=row.run_id,
             release=ReleaseName(name=release.name, commit=release.commit),
             digest=row.digest,
@@ -132,8 +136,8 @@ def _verdict(tx: Transaction, row: Any) -> GivenVerdict | None:
 
 
 def _lineage(tx: Transaction, run: Any) -> Lineage:
-    new = arrivals.covered_by(tx, run.cut, runs.trained_cut_before(tx, run.model, run.id))
-    return Lineage(cut=read_cut(run), cut_digest=run.cut_digest, arrivals=tuple(new))
+    answered = arrivals.answered_by(tx, run)
+    return Lineage(cut=read_cut(run), cut_digest=run.cut_digest, arrivals=tuple(answered))
 
 
 def _find(tx: Transaction, model: str, choice: str) -> Any:

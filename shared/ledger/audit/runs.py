@@ -22,15 +22,22 @@ _DEFECT = (
     "no step of Headrace leaves a run like this: keep a copy of the ledger, report it, and `headrace retrain` the model"
 )
 _ENDED = (RunState.TRAINED, RunState.FAILED, RunState.CANCELLED)
-_COLUMNS = ("id", "model", "state", "token", "lease_owner", "lease_until", "cut", "cut_digest", "started_at", "finished_at", "bundle", "tidied_at")  # fmt: skip
+_COLUMNS = ("id", "model", "sample", "state", "token", "lease_owner", "lease_until", "cut", "cut_digest", "started_at", "finished_at", "bundle", "tidied_at")  # fmt: skip
 
 
 def places(ledger: Ledger, sheet: Sheet) -> None:
-    """At most one waiting and one running or retrying run for each model."""
+    """At most one waiting and one running or retrying run for each model, and as many on a sample beside them."""
+    whole, sample = run.c.sample.is_(None), run.c.sample.is_not(None)
+    kinds = (
+        ("waiting", (RunState.WAITING,), whole),
+        ("running", runs.BUSY, whole),
+        ("sample_waiting", (RunState.WAITING,), sample),
+        ("sample_running", runs.BUSY, sample),
+    )
     with ledger.read() as tx:
-        for place, states in (("waiting", (RunState.WAITING,)), ("running", runs.BUSY)):
+        for place, states, kind in kinds:
             mine = select(run.c.model, func.count(), func.min(run.c.id), func.max(run.c.id)).where(
-                run.c.state.in_(states)
+                run.c.state.in_(states), kind
             )
             for model, number, first, last in tx.execute(mine.group_by(run.c.model)):
                 sheet.looked("I4", f"{place} runs", number)
@@ -57,8 +64,9 @@ def claims(ledger: Ledger, sheet: Sheet) -> None:
             for kind, what in _faults(row, attempts[row.id]):
                 sheet.violated("I5", kind, f"run {row.id} of {row.model} ({row.state}): {what}", _DEFECT, run=row.id)
             if row.cut is not None:
-                _cut(sheet, row, cuts.get(row.model, {}), covered)
-                cuts[row.model] = row.cut
+                _cut(sheet, row, cuts.get(row.model, {}) if row.sample is None else {}, covered)
+                if row.sample is None:  # one on a sample trains beside the others, and may come after a later one
+                    cuts[row.model] = row.cut
         sheet.looked("I5", "runs", len(rows))
         sheet.looked("I5", "attempts", sum(map(len, attempts.values())))
         sheet.looked("I3", "cuts", sum(row.cut is not None for row in rows))
@@ -165,7 +173,7 @@ def _fate(tx: Transaction, sheet: Sheet, model: str) -> None:
     if release is None or runs.find_waiting(tx, model) is not None:
         return
     given_up = select(func.max(run.c.finished_at)).where(run.c.model == model, run.c.state == RunState.CANCELLED)
-    since = max(filter(None, (release.seen_at, tx.execute(given_up).scalar())))
+    since = max(filter(None, (release.seen_at, tx.execute(given_up.where(run.c.sample.is_(None))).scalar())))
     base, _, _ = runs.before(tx, model)
     for name in release.declaration.datasets:
         behind = arrival.c.dataset == name, arrival.c.id > ((base.get(name) or {}).get("arrival") or 0)

@@ -14,6 +14,7 @@ from shared.ledger.audit.walk import walk
 from shared.ledger.session import Ledger, Transaction
 from shared.ledger.tables import promotion, run, verdict, version
 from shared.lifecycle import RunState, VersionState
+from shared.retention import TAKEN
 
 AUTOMATIC = "headrace"
 _DEFECT = "no step of Headrace leaves it like this: keep a copy of the ledger and report it"
@@ -44,7 +45,7 @@ def states(ledger: Ledger, sheet: Sheet) -> None:
                 )
         sheet.looked("I6", "versions", len(rows))
 
-    columns = run.c.state.label("run_state"), run.c.model.label("run_model")
+    columns = run.c.state.label("run_state"), run.c.model.label("run_model"), run.c.sample
     walk(ledger, select(version, *columns).outerjoin(run, run.c.id == version.c.run_id), version.c.id, look, size=500)
     with ledger.read() as tx:
         query = select(version.c.run_id, func.count()).group_by(version.c.run_id).having(func.count() > 1)
@@ -60,15 +61,17 @@ def _faults(row: Any, decision: str | None, served: bool | None) -> list[tuple[s
         faults.append(("I6", "version_of", f"its run is {row.run_state or 'missing'}, of {row.run_model}"))
     if (row.state == VersionState.PROMOTED) != bool(served):
         faults.append(("I7", "served", "it has never served" if not served else "it has served"))
+    if (row.state == VersionState.SAMPLE) != (row.sample is not None):
+        faults.append(("I7", "sample", f"its run trained on {row.sample or 'all that it may'}"))
+    if row.state == VersionState.SAMPLE and (decision is not None or served is not None):
+        faults.append(("I7", "sample_judged", "a sample was judged, or is to serve"))
     if row.state == VersionState.CANDIDATE and decision is not None and served is None:
         faults.append(("I7", "judged", f"it was judged ({decision}), and nothing followed"))
     if row.state in (VersionState.REJECTED, VersionState.AWAITING) and (
         decision is None or (decision == "reject") != (row.state == VersionState.REJECTED)
     ):
         faults.append(("I7", "verdict", f"its verdict is {decision or 'missing'}"))
-    if row.tidied_at is not None and (
-        row.state != VersionState.REJECTED or served is not None or row.pinned_at is not None
-    ):
+    if row.tidied_at is not None and (row.state not in TAKEN or served is not None or row.pinned_at is not None):
         faults.append(("I7", "tidied", "its files were tidied away, although it has served, may serve or is pinned"))
     if row.removed_at is not None and row.tidied_at is None:
         faults.append(("I7", "removed", "it was removed from MLflow without having been tidied"))

@@ -9,12 +9,24 @@ import threading
 from typing import Iterator, List, Optional, Sequence, Tuple
 
 from headrace.connection import Connection, Unreachable, connect
-from headrace.download import Progress, pull, pulled
+from headrace.download import Progress, pull, pulled, receipt
 from headrace.serving import load
 from headrace.version import DigestMismatch, File, Version, resolve
 from headrace.webhooks import Notice, parse
 
-__all__ = ["DigestMismatch", "File", "Progress", "Version", "follow", "load", "notices", "pull", "pulled", "resolve"]
+__all__ = [
+    "DigestMismatch",
+    "File",
+    "Progress",
+    "Version",
+    "follow",
+    "load",
+    "notices",
+    "pull",
+    "pulled",
+    "receipt",
+    "resolve",
+]
 
 
 def notices(

@@ -8,7 +8,7 @@ import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Iterator, Optional
+from typing import Any, Callable, Iterator, Mapping, Optional
 from urllib.parse import quote
 
 from headrace.connection import Connection, Unreachable, api_path, connect
@@ -62,6 +62,12 @@ def pulled(model: str, version: Choice, into: Path = Path("models"), *, digest: 
     expected = {file.path for file in known.files}
     intact = digest in (None, known.digest) and _paths(place) == expected
     return place if intact and all(_intact(place, file) for file in known.files) else None
+
+
+def receipt(place: Path) -> Mapping[str, Any]:
+    """What the API said of a version that was pulled to `place`: metrics, lineage, whether it is a sample."""
+    told: Mapping[str, Any] = json.loads(_receipt(place).read_text(encoding="utf-8"))
+    return told
 
 
 def _fetch(version: Version, home: Path, connection: Connection, progress: Progress) -> Path:

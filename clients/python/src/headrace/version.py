@@ -42,6 +42,12 @@ class Version:
     def size_bytes(self) -> int:
         return sum(file.size_bytes for file in self.files)
 
+    @property
+    def sample(self) -> Optional[str]:
+        """`"1%"` or a number of rows, if it was trained on so much only: to build against, not to serve."""
+        told: Optional[str] = self.details.get("sample")
+        return told
+
 
 def resolve(model: str, version: Choice = CHAMPION, *, connection: Optional[Connection] = None) -> Version:
     """The version that a number, or "champion", means now; its list of files has been checked against its digest."""

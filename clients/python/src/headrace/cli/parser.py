@@ -82,13 +82,20 @@ def _runs(commands: Any) -> None:
         "retrain",
         "runs",
         "train a model now, or all that something has changed for",
-        'headrace retrain flight-delays --reason "new gate"\n  headrace retrain --dataset flights   every model that trains on it, to its end',
+        'headrace retrain flight-delays --reason "new gate"\n  headrace retrain --dataset flights   every model that trains on it, to its end\n'
+        "  headrace retrain flight-delays --sample 1%   a version to build against, in no time, that never serves",
     )
     which = retrain.add_mutually_exclusive_group(required=True)
     which.add_argument("model", nargs="?", metavar="MODEL")
     which.add_argument("--all", action="store_true", help="every model, and follow them")
     which.add_argument("--dataset", metavar="NAME", help="every model that trains on this dataset, and follow them")
     retrain.add_argument("--no-wait", action="store_true", help="with --all and --dataset: do not follow them")
+    retrain.add_argument(
+        "--sample",
+        type=_sample,
+        metavar="N%",
+        help="on so much of the newest rows only (or a number of them): a version to build against, never promoted",
+    )
     retrain.add_argument("--again", action="store_true", help="also if nothing has changed since the last training")
     cancel = _command(commands, "cancel", "runs", "stop a run", 'headrace cancel 17 --reason "wrong table"')
     retry = _command(commands, "retry", "runs", "try a failed or cancelled run again", "headrace retry 17")
@@ -252,6 +259,13 @@ def _percent(text: str) -> float:
     if not number.replace(".", "", 1).isdecimal() or not 0 < float(number) <= 50:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share like 10%, at most 50%")
     return float(number)
+
+
+def _sample(text: str) -> str:
+    share = text.endswith("%") and text[:-1].replace(".", "", 1).isdecimal() and 0 < float(text[:-1]) <= 50
+    if not (text.isascii() and (share or (text.isdigit() and int(text) > 0))):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share like 1%, at most 50%, nor a number of rows")
+    return text
 
 
 def _version(text: str) -> object:

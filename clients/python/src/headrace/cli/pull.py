@@ -10,7 +10,7 @@ from typing import Dict, Iterator, List, Optional
 
 from headrace.cli import show
 from headrace.connection import Problem
-from headrace.consumer import Progress, resolve
+from headrace.consumer import Progress, receipt, resolve
 from headrace.consumer import pull as fetch
 from headrace.lock import CHAMPION, Choice, read_versions, set_version
 
@@ -20,9 +20,10 @@ def pull(arguments: Namespace) -> None:
     for model, choice in _wanted(arguments).items():
         with _progress(f"{model} {choice}") as progress:
             place = fetch(model, choice, Path(arguments.into), progress=progress)
-        done.append({"model": model, "version": int(place.name), "path": str(place)})
+        sample = receipt(place).get("sample")
+        done.append({"model": model, "version": int(place.name), "path": str(place), "sample": sample})
         if not arguments.json:
-            print(f"{model} {place.name} is in {place}, checked")
+            print(f"{model} {place.name} is in {place}, checked{_caution(sample)}")
     if arguments.json:
         show.as_json(done)
 
@@ -36,14 +37,18 @@ def bump(arguments: Namespace) -> None:
         if change["old"] == change["new"]:
             print(f"{change['model']} is on {change['version']} already")
         else:
-            print(f"{change['model']}\n- {change['old']}\n+ {change['new']}")
+            print(f"{change['model']}\n- {change['old']}\n+ {change['new']}{_caution(change['sample'])}")
 
 
 def _bump(lock: Path, model: str, version: Optional[int]) -> Dict[str, object]:
     # Asked in any case: a version that does not exist must not get into the file.
     found = resolve(model, version or CHAMPION)
     old, new = set_version(lock, model, found.version)
-    return {"model": model, "version": found.version, "old": old, "new": new}
+    return {"model": model, "version": found.version, "old": old, "new": new, "sample": found.sample}
+
+
+def _caution(sample: object) -> str:
+    return f"\n  it was trained on {show.sample(str(sample))}: build against it, do not serve it" if sample else ""
 
 
 def _wanted(arguments: Namespace) -> Dict[str, Choice]:

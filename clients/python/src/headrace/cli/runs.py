@@ -30,12 +30,14 @@ def retrain(arguments: Namespace) -> Optional[int]:
     body: Dict[str, Any] = {"model": arguments.model, **_reason(arguments.reason)}
     if arguments.again:  # an older platform does not know the word
         body["again"] = True
+    if arguments.sample:
+        body["sample"] = arguments.sample
     found = connect().post(api_path("runs"), body)
-    _done(
-        found,
-        f"run {found['id']} of {found['model']}: {found['sentence']}\nwatch it: headrace logs -f {found['id']}",
-        arguments.json,
-    )
+    lines = [f"run {found['id']} of {found['model']}: {found['sentence']}", f"watch it: headrace logs -f {found['id']}"]
+    if found.get("sample"):
+        then = f"headrace run {found['id']} names its version, headrace pull {found['model']} --version N fetches it"
+        lines.append(f"on {show.sample(found['sample'])}, never promoted: {then}")
+    _done(found, "\n".join(lines), arguments.json)
     return None
 
 
@@ -55,6 +57,8 @@ def _row(told: Mapping[str, Any]) -> show.Row:
     what = f"{error['kind']}: {_first_line(error)}" if error else told["reason"] if trained else told["sentence"]
     if told["state"] == "running" and (newest := told.get("metrics")):
         what += f"; {show.pairs(dict(list(newest.items())[:3]))}"
+    if told.get("sample"):
+        what = f"on {show.sample(told['sample'])}; {what}"
     if told.get("left_s") is not None:
         what += f"; about {show.span(told['left_s'])} left"
     return (
@@ -77,6 +81,7 @@ def _show(told: Mapping[str, Any], as_json: bool) -> None:
             ("run", f"{told['id']} of {told['model']}"),
             ("state", told["state"]),
             ("why", told["sentence"]),
+            ("trains on", told.get("sample") and f"{show.sample(told['sample'])}; its version never serves"),
             ("release", " ".join(filter(None, (release.get("name"), release.get("commit"))))),
             ("class", told["compute_class"]),
             ("data", _cut(told["cut"])),

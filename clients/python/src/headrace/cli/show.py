@@ -12,7 +12,7 @@ Row = Sequence[object]
 
 _COLOURS = {
     "promoted": "green", "trained": "green", "promote": "green", "delivered": "green",
-    "running": "cyan", "retrying": "yellow", "awaiting": "yellow", "undecided": "yellow",
+    "running": "cyan", "sample": "cyan", "retrying": "yellow", "awaiting": "yellow", "undecided": "yellow",
     "rejected": "red", "reject": "red", "failed": "red",
     "waiting": "blue", "cancelled": "bright_black", "superseded": "bright_black",
 }  # fmt: skip
@@ -91,6 +91,11 @@ def used(told: Optional[Mapping[str, Any]]) -> Optional[str]:
     words += [f"{span(told['gpu_s'])} GPU"] if told["gpu_s"] else []
     words += [f"{size(told[f'{what}_bytes'])} {what}" for what in ("read", "written") if told[f"{what}_bytes"]]
     return ", ".join(words)
+
+
+def sample(text: str) -> str:
+    """`a sample of 1% of the rows`, `a sample of 20,000 rows`."""
+    return f"a sample of {int(text):,} rows" if text.isdigit() else f"a sample of {text} of the rows"
 
 
 def pairs(values: Optional[Mapping[str, Any]]) -> str:

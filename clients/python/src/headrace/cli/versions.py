@@ -30,6 +30,7 @@ def version(arguments: Namespace) -> None:
         [
             ("version", f"{told['version']} of {told['model']}" + (", the champion" if told["champion"] else "")),
             ("state", told["state"]),
+            ("trained on", told.get("sample") and f"{show.sample(told['sample'])}: to build against, it never serves"),
             ("release", f"{release['name']} {release['commit']}"),
             ("run", told["run"]),
             ("registered", show.ago(told["registered_at"])),
