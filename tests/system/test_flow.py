@@ -33,6 +33,30 @@ def test_new_rows_become_a_promoted_version_that_a_consumer_holds(product: Produ
     assert loaded.stdout.strip() == "[449.5, 449.5]"
 
 
+def test_consumers_have_a_version_to_build_against_before_the_model_is_trained(
+    product: Product, tmp_path: Path
+) -> None:
+    model = product.add_model("early", policy='{ min_rows = 1, quiet = "1h" }')
+    model.wait_for_state("waiting")
+    product.headrace("retrain", "early", "--sample", "10%")
+    model.insert(100)
+    version = product.wait(
+        "the sample", lambda: next(iter(v for v in model.versions() if v["state"] == "sample"), None)
+    )
+    assert (version["sample"], version["verdict"], version["lineage"]["arrivals"]) == ("10%", None, [])
+    assert version["metrics"]["rows"] == 9  # the newest of the ninety that are not held out
+    number = str(version["version"])
+    said = product.headrace("pull", "early", "--version", number, cwd=tmp_path)
+    assert "trained on a sample of 10% of the rows: build against it" in said
+    assert (tmp_path / "models" / "early" / number / "MLmodel").is_file()
+    assert f"Version {number} (run {version['run']}) is a sample" in product.headrace("why", "early")
+    real = 3 - version["version"]  # of the run that was planned with the release, beside it
+    model.wait_for_champion(real)
+    assert model.get("/versions/champion")["sample"] is None
+    product.wait("the news", lambda: product.hook.of("early", "version.promoted"))
+    assert [told["data"]["version"] for told in product.hook.of("early", "version.promoted")] == [real]
+
+
 def test_mlflow_serves_the_champion_under_its_alias(product: Product) -> None:
     model = product.add_model("aliased")
     model.insert()
