@@ -254,6 +254,11 @@ def read(
     return [_notice(row) for row in tx.execute(query.order_by(notice.c.sequence).limit(limit))]
 
 
+def newest(tx: Transaction) -> int:
+    """The sequence number of the newest notice; 0 before the first."""
+    return int(tx.execute(select(func.coalesce(func.max(notice.c.sequence), 0))).scalar_one())
+
+
 def _rows() -> Any:
     return select(delivery, notice.c.type, notice.c.model).join(notice, notice.c.sequence == delivery.c.sequence)
 

@@ -114,6 +114,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.twin.requests.append(self.path)
         if self.headers["Authorization"] != f"Bearer {TOKEN}":
             self._json(401, {"title": "Unauthorized", "status": 401, "detail": "this token is not known"})
+        elif f"{self.command} {path}" in self.twin.answers:
+            self._json(*self.twin.answers[f"{self.command} {path}"])
+        elif f"{self.command} {path}" in self.twin.turns:
+            self._json(202, next(self.twin.turns[f"{self.command} {path}"]))
         elif path in self.twin.turns:
             self._json(200, next(self.twin.turns[path]))
         elif path in self.twin.answers:
@@ -123,9 +127,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif path in self.twin.files:
             self._file(self.twin.files[path], self.twin.cut.get(path))
         elif path == "/v1/notices":
-            after = int(parse_qs(address.query)["after"][0])
+            after = int(parse_qs(address.query).get("after", ["0"])[0])
             items = [notice for notice in self.twin.notices if int(notice["sequence"]) > after]
-            self._json(200, {"items": items, "next": int(items[-1]["sequence"]) if items else after})
+            following = int(items[-1]["sequence"]) if items else after
+            self._json(200, {"items": items, "next": following, "newest": len(self.twin.notices)})
         else:
             self._json(404, {"title": "Not Found", "status": 404, "detail": f"there is no {path}"})
 

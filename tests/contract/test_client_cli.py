@@ -489,37 +489,3 @@ def test_a_table_on_a_terminal_is_drawn_with_rich(twin: Twin) -> None:
     os.close(ours)
     assert "\x1b[31mfailed" in said
     assert "─" in said
-
-
-def test_a_campaign_asks_for_every_model_of_a_dataset_and_follows_them(
-    twin: Twin, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("headrace.cli.campaign._LOOK_S", 0.0)
-    others = {**told("prices", None), "datasets": ["prices"]}
-    both = [{**told(MODEL, 14), "datasets": ["flights"]}, others]
-    twin.answers["/v1/models"] = (200, {"items": both, "next": None})
-    twin.answers["/v1/runs"] = (202, {**RUN, "state": "waiting", "error": None})
-    half = {**RUN, "state": "running", "error": None, "progress": {"fraction": 0.5, "note": "fitting"}}
-    twin.turns["/v1/runs/17"] = iter([half, half, {**RUN, "state": "trained", "error": None, "version": 15}])
-    assert main(["retrain", "--dataset", "flights", "--reason", "new rows"]) == 0
-    assert twin.bodies == [{"model": MODEL, "reason": "new rows"}]
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[:3] == [f"{MODEL}: run 17 {state}" for state in ("waiting", "running 50% fitting", "trained")]
-    assert lines[-1].split()[:4] == [MODEL, "17", "trained", "15"]
-
-
-def test_a_campaign_names_the_models_that_are_spared_and_fails_where_a_run_does(
-    twin: Twin, capsys: pytest.CaptureFixture[str]
-) -> None:
-    twin.answers["/v1/runs"] = (409, {"detail": "nothing has changed since run 16"})
-    assert main(["retrain", "--all"]) == 0
-    out = capsys.readouterr().out
-    assert out.splitlines() == [f"{name}: nothing has changed since run 16" for name in (MODEL, "churn")]
-    twin.answers["/v1/runs"] = (202, RUN)
-    assert main(["retrain", "--all", "--json"]) == 1
-    assert [run["state"] for run in json.loads(capsys.readouterr().out)["runs"]] == ["failed", "failed"]
-    twin.answers["/v1/runs"] = (503, {"detail": "the database is away"})
-    assert main(["retrain", "--all"]) == 1
-    assert "the database is away" in capsys.readouterr().err
-    assert main(["retrain", "--dataset", "nothing"]) == 1
-    assert "there is no such model" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,9 @@ def test_consumers_have_a_version_to_build_against_before_the_model_is_trained(
     assert model.get("/versions/champion")["sample"] is None
     product.wait("the news", lambda: product.hook.of("early", "version.promoted"))
     assert [told["data"]["version"] for told in product.hook.of("early", "version.promoted")] == [real]
+    campaign = product.headrace("retrain", "--dataset", "early", "--again")
+    assert re.search(r"^early: run \d+ waiting$.*^early: run \d+ promoted \(version 3\)$", campaign, re.S | re.M)
+    assert campaign.endswith("1 of 1: 1 promoted\n")
 
 
 def test_mlflow_serves_the_champion_under_its_alias(product: Product) -> None:

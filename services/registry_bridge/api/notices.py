@@ -43,6 +43,9 @@ class CloudEvent(Strict):
 class NoticePage(Strict):
     items: tuple[CloudEvent, ...]
     next: int = Field(description="`after` of the next request")
+    newest: int = Field(
+        description="sequence of the newest notice of all: `after` of who begins now; 0 before the first"
+    )
 
 
 class Delivery(Strict):
@@ -81,9 +84,9 @@ async def read_notices(
 
     def look() -> NoticePage:
         with stores.ledger.read() as tx:
-            found = deliveries.read(tx, after, limit, kinds, names)
+            found, newest = deliveries.read(tx, after, limit, kinds, names), deliveries.newest(tx)
         events = tuple(CloudEvent.model_validate(one.to_cloudevent()) for one in found)
-        return NoticePage(items=events, next=found[-1].sequence if found else after)
+        return NoticePage(items=events, next=found[-1].sequence if found else after, newest=newest)
 
     with closing(stores.ledger.watch()) as changes:
         return await poll(request, look, lambda page: bool(page.items), wait, changes.poll)

@@ -1,18 +1,17 @@
-"""`headrace retrain --all`, `--dataset NAME`: ask for what a change has made stale, and follow it to its end."""
+"""`headrace retrain --all`, `--dataset NAME`: ask for what a change has made stale, and follow it to its verdicts."""
 
 from __future__ import annotations
 
 import sys
-import time
 from argparse import Namespace
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Tuple
 
 from headrace.cli import show
+from headrace.cli.board import board, summary
+from headrace.cli.following import BAD, Followed, Following
 from headrace.connection import Connection, Problem, api_path, connect
 
-_LOOK_S = 1.0
 _CONFLICT = 409
-_ENDS = ("trained", "failed", "cancelled")
 
 
 def retrain(arguments: Namespace) -> int:
@@ -25,30 +24,30 @@ def retrain(arguments: Namespace) -> int:
     ]
     if not models:
         raise Problem("there is no such model", "`headrace models` lists the models, `headrace status` the datasets")
+    following = Following(connection, {})
+    if not arguments.no_wait:
+        following.begin()
     asked, spared = _ask(connection, models, arguments)
-    say = (lambda line: None) if arguments.json else print
-    for model, why in spared.items():
-        say(f"{model}: {why}")
-    ended = list(asked.values()) if arguments.no_wait else _follow(connection, asked, say)
-    if arguments.json:
-        show.as_json({"runs": ended, "spared": spared})
-    elif ended:
-        rows = [(run["model"], run["id"], run["state"], run["version"], _what(run)) for run in ended]
-        show.table(("model", "run", "state", "version", "what"), rows, empty="")
-    return 1 if any(run["state"] in _ENDS[1:] for run in ended) else 0
+    following.entries.update({model: Followed(run) for model, run in asked.items()})
+    if not arguments.json:
+        for model, why in spared.items():
+            print(f"{model}: {why}")
+    if asked and not arguments.no_wait:
+        _follow(following, quiet=arguments.json)
+    _tell(following, spared, arguments)
+    return 1 if any(one.result in BAD for one in following.entries.values()) else 0
 
 
-def _ask(connection: Connection, models: List[str], arguments: Namespace) -> Any:
+def _ask(
+    connection: Connection, models: List[str], arguments: Namespace
+) -> Tuple[Dict[str, Mapping[str, Any]], Dict[str, str]]:
     """The runs by model, and why a model is spared one: nothing has changed for it, or it has no release."""
     asked: Dict[str, Mapping[str, Any]] = {}
     spared: Dict[str, str] = {}
+    wished = {"reason": arguments.reason, "again": arguments.again, "sample": arguments.sample}
     for model in models:
-        body: Dict[str, Any] = {"model": model}
-        if arguments.reason:
-            body["reason"] = arguments.reason
-        if arguments.again:
-            body["again"] = True
         try:
+            body = {"model": model, **{key: value for key, value in wished.items() if value}}
             asked[model] = connection.post(api_path("runs"), body)
         except Problem as problem:
             if problem.status != _CONFLICT:
@@ -57,33 +56,34 @@ def _ask(connection: Connection, models: List[str], arguments: Namespace) -> Any
     return asked, spared
 
 
-def _follow(connection: Connection, asked: Mapping[str, Mapping[str, Any]], say: Any) -> List[Mapping[str, Any]]:
-    """Look until every run has ended, and say what changes. Who stops looking stops no run."""
-    runs, told = dict(asked), dict.fromkeys(asked, "")
+def _follow(following: Following, *, quiet: bool) -> None:
+    """Show what changes until every run is through registration and verdict. Who stops looking stops no run."""
     try:
-        while True:
-            for model, run in runs.items():
-                if (line := _line(run)) != told[model]:
-                    told[model] = line
-                    say(f"{model}: run {run['id']} {line}")
-            going = [model for model, run in runs.items() if run["state"] not in _ENDS]
-            if not going:
-                return list(runs.values())
-            time.sleep(_LOOK_S)
-            for model in going:
-                runs[model] = connection.get(api_path("runs", runs[model]["id"]))
+        with board(following, quiet=quiet) as draw:
+            draw()
+            following.persist()
+            draw()
+            while following.going():
+                following.persist(following.wait)
+                following.persist()
+                draw()
     except KeyboardInterrupt:
-        print("headrace: the runs go on; `headrace runs` shows them", file=sys.stderr)
+        going = len(following.going())
+        print(
+            f"headrace: {going} of the runs go on; `headrace runs` shows them, `headrace logs -f N` follows one, "
+            "`headrace why MODEL` says what each waits for",
+            file=sys.stderr,
+        )
         raise
 
 
-def _line(run: Mapping[str, Any]) -> str:
-    progress: Optional[Mapping[str, Any]] = run["progress"]
-    if run["state"] == "running" and progress:
-        return f"running {progress['fraction']:.0%} {progress['note']}".strip()
-    return str(run["state"])
-
-
-def _what(run: Mapping[str, Any]) -> str:
-    error = run["error"]
-    return f"{error['kind']}: {str(error['message']).partition(chr(10))[0]}" if error else str(run["reason"])
+def _tell(following: Following, spared: Mapping[str, str], arguments: Namespace) -> None:
+    ended = list(following.entries.values())
+    if arguments.json:
+        runs = [{**one.run, "result": one.result} for one in ended]
+        show.as_json({"runs": runs, "spared": spared})
+    elif ended:
+        rows = [(one.model, one.run["id"], one.stage, one.run["version"], one.what) for one in ended]
+        show.table(("model", "run", "state", "version", "what"), rows, empty="")
+        if not arguments.no_wait:
+            print(summary(following))

@@ -12,7 +12,7 @@ Row = Sequence[object]
 
 _COLOURS = {
     "promoted": "green", "trained": "green", "promote": "green", "delivered": "green",
-    "running": "cyan", "sample": "cyan", "retrying": "yellow", "awaiting": "yellow", "undecided": "yellow",
+    "running": "cyan", "registering": "cyan", "judging": "cyan", "sample": "cyan", "retrying": "yellow", "awaiting": "yellow", "undecided": "yellow",
     "rejected": "red", "reject": "red", "failed": "red",
     "waiting": "blue", "cancelled": "bright_black", "superseded": "bright_black",
 }  # fmt: skip
@@ -28,7 +28,7 @@ def table(columns: Sequence[str], rows: Sequence[Row], *, empty: str) -> None:
     cells = [[text(value) for value in row] for row in rows]
     if not cells:
         print(empty)
-    elif sys.stdout.isatty() and _rich():
+    elif sys.stdout.isatty() and has_rich():
         _rich_table(columns, cells)
     else:
         _plain_table([[column.upper() for column in columns], *cells])
@@ -48,6 +48,11 @@ def heading(words: str) -> None:
 
 def bold(words: str) -> str:
     return f"\033[1m{words}\033[0m" if sys.stdout.isatty() else words
+
+
+def colour(word: str) -> str:
+    """Of a state or a result."""
+    return _COLOURS.get(word, "")
 
 
 def text(value: object) -> str:
@@ -108,7 +113,7 @@ def _plain_table(lines: Sequence[Sequence[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())  # noqa: B905
 
 
-def _rich() -> bool:
+def has_rich() -> bool:
     try:
         import rich  # noqa: F401
     except ImportError:  # pip install headrace[cli] brings it; without it the text is plain
@@ -127,5 +132,5 @@ def _rich_table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
         drawn.add_column(column, overflow="fold")
     for row in cells:
         # Text, not markup: a model called "[red]" is a name.
-        drawn.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
+        drawn.add_row(*(Text(cell, style=colour(cell)) for cell in row))
     Console(highlight=False).print(drawn)
