@@ -23,6 +23,7 @@ from shared.repository import is_local
 from shared.subscriptions import Subscription, name_subscriptions
 from shared.toml import MAX_BYTES, Document, KeyPath, TomlError, read_toml
 from shared.values import (
+    AbsolutePath,
     Between,
     Bytes,
     Credentials,
@@ -173,6 +174,19 @@ class Model(Strict):
     pass_env: tuple[EnvName, ...] = Field(
         (), max_length=100, description="The variables that the author's code sees.", examples=[["FLIGHTS_URL"]]
     )
+    sandbox: Literal["bubblewrap"] | None = Field(
+        None,
+        description="Where its code runs: without it on the machine as the worker sees it, with it in a sandbox that the program bwrap makes "
+        "(package bubblewrap): the system read-only, a /tmp and a home of its own, no network, and of other files only what it needs.",
+        examples=["bubblewrap"],
+    )
+    network: bool = Field(False, description="With `sandbox`, whether its code may use the network.")
+    readable: tuple[AbsolutePath, ...] = Field(
+        (),
+        max_length=100,
+        description="With `sandbox`, files and directories of the machine that its code may read.",
+        examples=[["/srv/images"]],
+    )
     time_limit: Annotated[Duration, AfterValidator(Within(_SECOND, 30 * _DAY))] = Field(
         _DAY, description="A training may last so long at most.", examples=["24h"]
     )
@@ -194,6 +208,13 @@ class Model(Strict):
     def _credentials_have_a_server(self) -> Self:
         if self.credentials is not None and is_local(self.repository):
             raise refusal((("credentials",), "a repository on this machine asks for none; drop it"))
+        return self
+
+    @model_validator(mode="after")
+    def _what_opens_a_sandbox_has_one(self) -> Self:
+        if self.sandbox is None and (opened := [key for key in ("network", "readable") if getattr(self, key)]):
+            advice = "goes with sandbox only: without it the code reaches whatever the worker does; drop it"
+            raise refusal(*(((key,), advice) for key in opened))
         return self
 
     @model_validator(mode="after")

@@ -299,5 +299,13 @@ DatabaseUrl = Annotated[str, AfterValidator(check_database_url), Field(title="UR
 RepositoryUrl = Annotated[str, AfterValidator(check_repository), Field(title="repository URL")]
 TagPattern = Annotated[str, AfterValidator(check_tags), Field(title="pattern of tags")]
 RepositoryPath = Annotated[str, AfterValidator(check_path), Field(title="path")]
+AbsolutePath = Annotated[
+    str,
+    rule(
+        r"(?!.*/\.{1,2}(/|$))(/[^/\x00-\x1f\x7f]+){1,100}",
+        "a whole path of this machine, such as /srv/images (no . or .. in it, no / at its end)",
+    ),
+    Field(title="whole path"),
+]
 ReleaseChoice = Annotated[str, AfterValidator(check_release), Field(title="release")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]

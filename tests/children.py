@@ -17,6 +17,7 @@ from services.trainer.checkout import Prepared
 from services.trainer.disk import Disk
 from services.trainer.heart import Beat, Heart
 from services.trainer.limits import descendants
+from services.trainer.sandbox import Sandbox
 from services.trainer.usage import Meter
 from services.trainer.users import Users
 from services.trainer.warm import Parents
@@ -61,8 +62,10 @@ def train(
     meter: Meter | None = None,
     grace_s: float = child.GRACE_S,
     keeper: Callable[[Path], AbstractContextManager[object]] = lambda _: nullcontext(),
+    sandbox: Sandbox | None = None,
+    datasets: Mapping[str, Mapping[str, object]] | None = None,
 ) -> child.Result:
-    """The author's `train`, whose body this is, on no data. `keeper` is around it, told its scratch directory."""
+    """The author's `train`, whose body this is, by itself on no data. `keeper` is around it, told its scratch directory."""
     (place / "src").mkdir()
     lines = "\n".join(f"    {line}" for line in body.splitlines())
     (place / "src" / "hostile.py").write_text(f"import json, os, sys\ndef train(job):\n{lines}\n")
@@ -71,7 +74,7 @@ def train(
     job = {
         "action": "train", "run": "1", "model": "m", "source_roots": [str(place / "src")], "train": "hostile:train", "evaluate": None,
         "predict": "builtins:id", "load": None, "loader": str(LOADER), "output": str(scratch / "output"), "scratch": str(scratch),
-        "datasets": {}, "parameters": {}, "resume": str(resume) if resume else None,
+        "datasets": datasets or {}, "parameters": {}, "resume": str(resume) if resume else None,
     }  # fmt: skip
     prepared = Prepared(place / "src", Path(python), "")
     variables = {**child.environment((), 1, prepared, scratch), **(env or {})}
@@ -84,6 +87,7 @@ def train(
         limits or Limits(),
         grace_s=grace_s,
         meter=meter or Meter(),
+        sandbox=sandbox,
     )
     lent, parents = users or Users(None, place / "users"), Parents(int(ways.forked()), Disk(place / "trainer"))
     parents.saw(prepared.python, "m", ("json",))

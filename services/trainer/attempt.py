@@ -23,6 +23,7 @@ from services.trainer.disk import Disk
 from services.trainer.evaluate import NO_ROWS, Evaluator, no_metrics
 from services.trainer.failures import Cancelled, Leaving, Lost, classify
 from services.trainer.heart import Heart
+from services.trainer.sandbox import Sandbox
 from services.trainer.shares import Share, Shares
 from services.trainer.usage import Meter
 from shared import cuts
@@ -144,8 +145,18 @@ class Trainer:
         job = jobs.training_job(claim.run, claim.release, model, sources, claim.cut, holdout, prepared, scratch)
         job["resume"] = self._resumed(claim, scratch)
         env = child.environment(model.pass_env, claim.run, prepared, scratch, share)
+        limit, inside = _time_limit(claim), Sandbox.of(model)
         work = child.Work(
-            job, scratch, self._log_name(claim), _time_limit(claim), env, model.limits, share.cpus, self.grace_s, meter
+            job,
+            scratch,
+            self._log_name(claim),
+            limit,
+            env,
+            model.limits,
+            share.cpus,
+            self.grace_s,
+            meter,
+            sandbox=inside,
         )
         if claim.release.declaration.test is not None:
             with steps.step("test"):

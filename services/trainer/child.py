@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -16,11 +16,13 @@ from headrace import job
 from headrace.outcome import MAX_RESULT_BYTES, Result, oom_kills, understand
 from headrace.warded import Confined, Ending, Warded
 
+from services.trainer import sandbox
 from services.trainer.checkout import Prepared
 from services.trainer.events import Events
 from services.trainer.failures import AttemptFailed, Lost, Stopped, explained
 from services.trainer.heart import Heart
 from services.trainer.limits import Silence, Watched
+from services.trainer.sandbox import Sandbox
 from services.trainer.shares import GPUS, Share
 from services.trainer.usage import Meter
 from services.trainer.users import Users
@@ -54,6 +56,7 @@ class Work:
     meter: Meter = field(default_factory=Meter)  # is told what it has used
     log_file: str = "output.log"  # in `scratch`: its output on the way to the log
     cwd: Path | None = None  # where it starts; `scratch` without it
+    sandbox: Sandbox | None = None  # None: it sees the machine as the worker does
 
 
 def run(work: Work, prepared: Prepared, users: Users, parents: Parents, logs: Logs, heart: Heart) -> Result:
@@ -64,7 +67,8 @@ def run(work: Work, prepared: Prepared, users: Users, parents: Parents, logs: Lo
     file = job.write(work.job, work.scratch)
     model, roots, confined = work.job["model"], work.job["source_roots"], _confined(work, None)
     killed_before = oom_kills()
-    with parents.one(prepared.python, model, roots, work.env, confined, heart.check) as kept:
+    one = parents.one(prepared.python, model, roots, work.env, confined, heart.check)
+    with one if work.sandbox is None else nullcontext() as kept:
         ending = execute(job.command(prepared.python, file), work, prepared, users, logs, heart, kept)
     result = _read_result(work.scratch / "result.json", ending, killed_before)
     parents.saw(prepared.python, model, result.imported)
@@ -83,16 +87,15 @@ def execute(
     """Run any program in the place of the harness; or the harness on the last of `argv`, as a fork of `kept`. How it ended. Raises as `run` does."""
     written = work.scratch / work.log_file
     written.touch(mode=0o600)
-    with (
-        users.one() as uid,
-        Pump(logs, work.log_name, written, max_bytes=work.limits.log),
-    ):
+    pump = Pump(logs, work.log_name, written, max_bytes=work.limits.log)
+    with users.one() as uid, pump, sandbox.entered(argv, work, prepared) as words:
         if uid is not None:
             users.hand_over(work.scratch, uid)
         with _START:
-            child = _start(argv, work, written, _confined(work, uid), kept)
+            child = _start(words, work, written, _confined(work, uid), kept)
         with _WATCH:
-            return _watch(child, work, heart, prepared)
+            ending = _watch(child, work, heart, prepared)
+    return sandbox.ended(ending, written) if work.sandbox is not None else ending
 
 
 def _start(argv: Sequence[str], work: Work, log: Path, confined: Confined, kept: Kept | None) -> Warded:
@@ -109,7 +112,8 @@ def _start(argv: Sequence[str], work: Work, log: Path, confined: Confined, kept:
 def _confined(work: Work, uid: int | None) -> Confined:
     """The kernel counts processes by user, so its own limit of them is for a user who has nothing else; it lies above ours, which has a name."""
     tasks = work.limits.processes + SPARE_TASKS if uid is not None else None
-    return Confined(work.limits.open_files, work.limits.disk, tasks, uid, work.cpus)
+    capability = sandbox.SETFCAP if work.sandbox is not None else None
+    return Confined(work.limits.open_files, work.limits.disk, tasks, uid, work.cpus, capability)
 
 
 def environment(

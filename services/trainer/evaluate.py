@@ -12,6 +12,7 @@ from services.trainer.checkout import Say, Workshop
 from services.trainer.disk import Disk
 from services.trainer.failures import AttemptFailed
 from services.trainer.heart import Heart
+from services.trainer.sandbox import Sandbox
 from services.trainer.shares import Share
 from services.trainer.usage import Meter
 from shared import catalog, cuts
@@ -79,7 +80,10 @@ class Evaluator:
                 env = child.environment(model.pass_env, subject.run, prepared, scratch, share)
                 self.workshop.users.open_tree(files)
                 log = f"runs/{subject.run}/score-for-{by}"
-                work = child.Work(job, scratch, log, model.time_limit, env, model.limits, share.cpus, meter=meter)
+                limits, inside = model.limits, Sandbox.of(model)
+                work = child.Work(
+                    job, scratch, log, model.time_limit, env, limits, share.cpus, meter=meter, sandbox=inside
+                )
                 return Scores(
                     child.run(work, prepared, self.workshop.users, self.workshop.parents, self.logs, heart).metrics
                 )

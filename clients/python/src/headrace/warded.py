@@ -51,19 +51,21 @@ class Spent:
 @dataclass(frozen=True)
 class Confined:
     """What a child may do at most; `user` is the one that it becomes, which takes an owner who is root. `tasks`: processes and threads of that user;
-    `cpus`: those that it may run on (Linux), none: all."""
+    `cpus`: those that it may run on (Linux), none: all. `capability`: the one that it keeps where it is root, by its number."""
 
     open_files: int
     file_bytes: int
     tasks: int | None = None
     user: int | None = None
     cpus: tuple[int, ...] = ()
+    capability: int | None = None
 
     def options(self) -> list[str]:
         limits = f"nofile={self.open_files},fsize={self.file_bytes}"
         limits += f",nproc={self.tasks}" if self.tasks is not None else ""
         cpus = ["--cpus", ",".join(map(str, self.cpus))] if self.cpus else []
-        return ["--limits", limits, *cpus, *(["--user", str(self.user)] if self.user is not None else [])]
+        kept = ["--keep", str(self.capability)] if self.capability is not None else []
+        return ["--limits", limits, *cpus, *kept, *(["--user", str(self.user)] if self.user is not None else [])]
 
 
 class Process(Protocol):
@@ -105,9 +107,9 @@ class Warded:
         cwd: Path | None = None,
         python: str | Path = sys.executable,
         confined: Confined | None = None,
-        keep: Sequence[int] = (),
+        pass_fds: Sequence[int] = (),
     ) -> Warded:
-        """Start `argv` with exactly the variables `env` and, besides the usual three, the descriptors `keep`; its output is appended to `log`.
+        """Start `argv` with exactly the variables `env` and, besides the usual three, the descriptors `pass_fds`; its output is appended to `log`.
 
         `python` runs the warden, not the child. Raises `OSError` if no warden comes up; a child that can't be started ends with code 127
         and says why in the log.
@@ -118,7 +120,7 @@ class Warded:
         with log.open("ab") as output:  # where the warden's own trouble would be told
             pipe = subprocess.PIPE
             process = subprocess.Popen(
-                command, stdin=pipe, stdout=pipe, stderr=output, env=dict(env), bufsize=0, pass_fds=keep
+                command, stdin=pipe, stdout=pipe, stderr=output, env=dict(env), bufsize=0, pass_fds=pass_fds
             )
         return cls.of(process, log)
 

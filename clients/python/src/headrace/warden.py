@@ -1,6 +1,6 @@
 """The warden: a small process that owns a child's whole tree and outlives its owner just long enough to kill it.
 
-Started by path, standard library only:  python -I -S -E warden.py --log FILE [--cwd DIR] [--user UID] [--cpus N,…] [--limits NAME=N,…] -- ARGV…
+Started by path, standard library only:  python -I -S -E warden.py --log FILE [--cwd DIR] [--user UID] [--cpus N,…] [--limits NAME=N,…] [--keep N] -- ARGV…
 
 stdin    the owner's commands, a line each: `term` (SIGTERM to the child's group), `kill` (kill the tree now).
          The end of stdin means that the owner died: kill the tree now.
@@ -14,6 +14,7 @@ What it was given to hand on, the warden forgets: /proc/PID/environ of it shows 
 
 --limits  confines the child: `nofile`, `fsize` (bytes) and `nproc` are limits of the kernel's; it leaves no core, gains no rights by what it executes,
           has none of root's capabilities even as root, and is the first to go when the machine's memory is out.
+--keep    is the number of the one capability that root's child keeps.
 --cpus    are those that it may run on (Linux).
 --user    makes it that user, in a group of the same number and no other.
 On Linux the warden is a subreaper, so that a descendant that called setsid, twice even, is found and killed; elsewhere the child's group is.
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _GRACE_S = 5.0  # between the SIGTERM that reached the warden and the end of the tree
 _SWEEP_S = 10.0  # a process in uninterruptible sleep must not keep the ending from the owner for longer
 _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 4, 24, 36, 38
+_OPTIONS = {"--log", "--cwd", "--user", "--cpus", "--limits", "--keep"}
 _LINUX = sys.platform == "linux"
 
 
@@ -67,9 +69,9 @@ def _parse(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     split = arguments.index("--") if "--" in arguments else len(arguments)
     options = dict(zip(arguments[:split:2], arguments[1:split:2]))  # noqa: B905 (Python 3.9)
     argv = arguments[split + 1 :]
-    if not argv or "--log" not in options or not set(options) <= {"--log", "--cwd", "--user", "--cpus", "--limits"}:
+    if not argv or "--log" not in options or not set(options) <= _OPTIONS:
         raise SystemExit(
-            "usage: warden.py --log FILE [--cwd DIR] [--user UID] [--cpus N,…] [--limits NAME=N,…] -- ARGV…"
+            "usage: warden.py --log FILE [--cwd DIR] [--user UID] [--cpus N,…] [--limits NAME=N,…] [--keep N] -- ARGV…"
         )
     return options, argv
 
@@ -146,7 +148,7 @@ def confine(options: dict[str, str]) -> None:
     if "--cpus" in options and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(number) for number in options["--cpus"].split(",")})
     if "--limits" in options:
-        _limit(options["--limits"])
+        _limit(options["--limits"], int(options.get("--keep", -1)))
     if "--user" in options:
         user = int(options["--user"])
         os.setgroups([])
@@ -163,7 +165,7 @@ def redirect(descriptor: int, *numbers: int) -> None:
     os.close(descriptor)
 
 
-def _limit(limits: str) -> None:
+def _limit(limits: str, kept: int) -> None:
     import resource
 
     wanted = dict(part.split("=") for part in limits.split(",") if part)
@@ -175,7 +177,7 @@ def _limit(limits: str) -> None:
     if _LINUX:
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
         capability = 0  # each there is, up to the first that the kernel does not know
-        while os.geteuid() == 0 and _prctl(_PR_CAPBSET_DROP, capability) == 0:
+        while os.geteuid() == 0 and (capability == kept or _prctl(_PR_CAPBSET_DROP, capability) == 0):
             capability += 1
         with open("/proc/self/oom_score_adj", "w") as stream:
             stream.write("1000")

@@ -57,7 +57,7 @@ class WarmParent:
             argv = [str(python), "-I", str(HARNESS), "--parent", str(theirs.fileno()), str(place / "modules.json")]
             env = {**dict.fromkeys(single, "1"), "LANG": "C.UTF-8"}
             log = place / "parent.log"
-            process = Warded.start(argv, log=log, env=env, cwd=Path("/"), confined=confined, keep=[theirs.fileno()])
+            process = Warded.start(argv, log=log, env=env, cwd=Path("/"), confined=confined, pass_fds=[theirs.fileno()])
         parent = cls(process, ours)
         ours.send(json.dumps({"variables": {**variables, **env}}).encode())
         return parent
