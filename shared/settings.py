@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shared.errors import ConfigurationError
 
 FILE = "HEADRACE_SETTINGS"
-_SECRET = re.compile(r"_URL$|_URI$|_DSN$|_SECRET|_PASSWORD|_TOKEN|_KEY|_CREDENTIAL|_AUTH", re.IGNORECASE)
+_SECRET = re.compile(r"_URLS?$|_URI$|_DSN$|_SECRET|_PASSWORD|_TOKEN|_KEY|_CREDENTIAL|_AUTH", re.IGNORECASE)
 _HOLDS_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 _PR_SET_DUMPABLE = 4
 
@@ -42,6 +42,10 @@ class Settings(BaseModel):
     api_port: int = Field(default=8080, ge=0, le=65535)
     index_url: str | None = Field(
         default=None, description="the package index that models are installed from; uv's default without it"
+    )
+    extra_index_urls: str | None = Field(
+        default=None,
+        description="further package indexes, asked before that one, in this order: URLs with a comma or a space between",
     )
     constraints: Path | None = Field(
         default=None,

@@ -29,13 +29,12 @@ AFTER_GRACE_S = 25.0  # for a trainer to store what a training has left at its s
 _PLAIN = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 _NOT_OURS = ("MLFLOW_", "_MLFLOW_", "CELERY_", "FLOWER_", "REDISCLI_", "VALKEYCLI_")
 _PYTHONS = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONSTARTUP")
+_LEFT_TO_THE_OPERATOR = (
+    *("INDEX_URL", "EXTRA_INDEX_URLS", "CONSTRAINTS", "LEASE_S", "HEARTBEAT_S", "LOOK_S", "GRACE_S", "GPUS"),
+    *("CHILD_UIDS", "WARM_PARENTS", "API_REQUESTS_PER_S"),
+)
 _DECIDED_HERE = {f"HEADRACE_{name.upper()}" for name in Settings.model_fields} - {
-    f"HEADRACE_{name}"
-    for name in (
-        *("INDEX_URL", "CONSTRAINTS", "LEASE_S", "HEARTBEAT_S", "LOOK_S", "GRACE_S", "GPUS", "CHILD_UIDS"),
-        "WARM_PARENTS",
-        "API_REQUESTS_PER_S",
-    )
+    f"HEADRACE_{name}" for name in _LEFT_TO_THE_OPERATOR
 }
 _ELSEWHERE = ("ledger_url", "redis_url", "mlflow_url", "blobs_url", "logs_url")
 

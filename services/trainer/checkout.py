@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from headrace.environment import EnvironmentFailed, EnvironmentRefused, Environments, Locked, Recipe
+from headrace.indexes import split
 from uv import find_uv_bin
 
 from services.trainer.disk import Disk
@@ -47,7 +48,8 @@ class Workshop:
     def __init__(self, settings: Settings) -> None:
         self._disk = Disk(settings.state_dir / "trainer")
         self._mirrors = settings.state_dir / "git"
-        self._index_url, self._constraints = settings.index_url, _read_constraints(settings.constraints)
+        self._index_url, self._extra = settings.index_url, _split_urls(settings.extra_index_urls)
+        self._constraints = _read_constraints(settings.constraints)
         self._environments = Environments(self._disk.environments, find_uv_bin(), self._disk.uv_cache)
         self._known: dict[tuple[str, Path], tuple[Locked, Prepared]] = {}
         self._looks: dict[Path, tuple[Pace, threading.Lock]] = {}
@@ -117,11 +119,21 @@ class Workshop:
 
     def _lock_requirements(self, checkout: Path) -> Locked:
         with _explained(), _LOCK:
-            return self._environments.lock(Recipe(checkout, index_url=self._index_url, constraints=self._constraints))
+            recipe = Recipe(
+                checkout, index_url=self._index_url, constraints=self._constraints, extra_index_urls=self._extra
+            )
+            return self._environments.lock(recipe)
 
     def _build(self, locked: Locked, say: Say) -> Path:
         with _explained(), _BUILD:
             return self._environments.build(locked, on_progress=say)
+
+
+def _split_urls(text: str | None) -> tuple[str, ...]:
+    try:
+        return split(text or "")
+    except ValueError as error:
+        raise ConfigurationError(f"extra_index_urls: {error}") from error
 
 
 def _read_constraints(path: Path | None) -> str | None:

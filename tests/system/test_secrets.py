@@ -103,7 +103,7 @@ def closed_port() -> int:
 def planted(
     postgres: Postgres, s3_server: S3Server, mlflow_server: Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Planted]:
-    names = ("ledger", "mlflow", "source", "unread", "index", "git", "token")
+    names = ("ledger", "mlflow", "source", "unread", "index", "extra", "git", "token")
     marks = {name: f"planted-{name}-{uuid.uuid4().hex}" for name in names}
     role = f"marked_{uuid.uuid4().hex[:8]}"
     postgres.execute(f"CREATE ROLE {role} LOGIN SUPERUSER PASSWORD '{marks['ledger']}'")
@@ -120,6 +120,7 @@ def planted(
         "HEADRACE_LOGS_URL": logs,
         "HEADRACE_MLFLOW_URL": mlflow_server.url.replace("://", f"://bridge:{marks['mlflow']}@"),
         "HEADRACE_INDEX_URL": f"http://ci:{marks['index']}@127.0.0.1:{closed_port()}/simple",
+        "HEADRACE_EXTRA_INDEX_URLS": f"http://ci:{marks['extra']}@127.0.0.1:{closed_port()}/simple",
         "SOURCE_URL": f"postgresql://reader:{marks['source']}@127.0.0.1:{closed_port()}/warehouse",
         "UNREAD_TOKEN": marks["unread"],
         "HOME": str(home),

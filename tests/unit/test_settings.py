@@ -61,6 +61,7 @@ print(open("/proc/self/environ").read())
         "AWS_SESSION_TOKEN": "mark-three",
         "HEADRACE_REDIS_URL": "redis://:mark-four@host/",
         "FLIGHTS_DSN": "mark-five",
+        "HEADRACE_EXTRA_INDEX_URLS": "https://mark-six@host/simple",
     }
     environ = {**TOLD, "PATH": os.environ["PATH"], "UNTOUCHED": "mark-none", **planted}
     done = subprocess.run(
@@ -69,4 +70,6 @@ print(open("/proc/self/environ").read())
     assert done.returncode == 0, done.stderr
     kept, _, in_proc = done.stdout.partition("\n")
     assert kept == "mark-one amqp://user:mark-two@host/ redis://:mark-four@host/"
-    assert [mark for mark in ("one", "two", "three", "four", "five", "none") if f"mark-{mark}" in in_proc] == ["none"]
+    assert [mark for mark in ("one", "two", "three", "four", "five", "six", "none") if f"mark-{mark}" in in_proc] == [
+        "none"
+    ]

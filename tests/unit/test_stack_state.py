@@ -123,7 +123,8 @@ def test_endpoints_are_found_as_written_and_gone_when_removed(tmp_path: Path) ->
 
 
 def test_each_process_gets_of_the_environment_what_it_needs(state: StateDirectory) -> None:
-    operators = {"PATH": "/bin", "FLIGHTS_URL": "secret", "HEADRACE_INDEX_URL": "https://index.example.com"}
+    indexes = {"HEADRACE_INDEX_URL": "https://a.example.com", "HEADRACE_EXTRA_INDEX_URLS": "https://b.example.com"}
+    operators = {"PATH": "/bin", "FLIGHTS_URL": "secret", **indexes}
     bent = {
         "PYTHONDONTWRITEBYTECODE": "1",
         "CELERY_BROKER_URL": "x",

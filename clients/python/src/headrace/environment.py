@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from headrace import requirements
+from headrace.indexes import Indexes
 from headrace.installer import EnvironmentFailed, EnvironmentRefused, Installer, Progress, find_uv
 from headrace.requirements import Declared
 
@@ -41,17 +42,24 @@ class Recipe:
     index_url: str | None = field(default=None, repr=False)
     build: bool = False
     constraints: str | None = None
+    extra_index_urls: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def indexes(self) -> Indexes:
+        return Indexes(self.index_url, self.extra_index_urls)
 
 
 @dataclass(frozen=True)
 class Locked:
-    """An environment that is decided upon, not yet built: `text` is requirements with versions and hashes."""
+    """An environment that is decided upon, not yet built: `text` is requirements with versions and hashes. `elsewhere` tells of packages
+    that were locked from an index which is none of the operator's, should they not be found."""
 
     text: str = field(repr=False)
     digest: str
     python: str
-    index_url: str | None = field(default=None, repr=False)
+    indexes: Indexes = field(default_factory=Indexes)
     build: bool = False
+    elsewhere: str = field(default="", compare=False)
 
 
 class Environments:
@@ -68,9 +76,10 @@ class Environments:
 
     def lock(self, recipe: Recipe) -> Locked:
         """Decide every version. The same files give the same answer ever after: a resolution is kept."""
-        declared = requirements.read(recipe.checkout)
+        declared, indexes = requirements.read(recipe.checkout, recipe.indexes), recipe.indexes
+        elsewhere = indexes.foreign(declared.sources)
         python, platform = self._interpreter(recipe, declared)
-        conditions = [_RECIPE, platform, recipe.index_url, recipe.build]
+        conditions = [_RECIPE, platform, *indexes.conditions(), recipe.build]
         asked = [
             declared.project,
             declared.lock,
@@ -89,12 +98,13 @@ class Environments:
                 if declared.pinned is not None:
                     text = _complete(declared.pinned, text)
                 if recipe.constraints and (declared.lock or declared.pinned):
-                    self._hold_to(recipe, text, python)
+                    with _told(elsewhere):
+                        self._hold_to(recipe, text, python)
                 draft = kept.with_suffix(".draft")
                 draft.write_text(text)
                 draft.replace(kept)
         text = kept.read_text()
-        return Locked(text, _digest(text, *conditions), python, recipe.index_url, recipe.build)
+        return Locked(text, _digest(text, *conditions), python, indexes, recipe.build, elsewhere)
 
     def build(self, locked: Locked, on_progress: Progress | None = None) -> Path:
         """The directory of the environment: `bin/python` exists, all packages are in, byte-compiled, read-only.
@@ -168,10 +178,9 @@ class Environments:
         wanted.write_text(locked.text)
         progress("installing packages")
         options = ["--require-hashes", "--allow-empty-requirements", *([] if locked.build else ["--no-build"])]
-        files: list[str | Path] = ["--python", python, wanted]
-        self._installer.uv(
-            "pip", "sync", *options, *files, cwd=self._root, index_url=locked.index_url, progress=progress
-        )
+        words: list[str | Path] = [*options, *locked.indexes.by_hash(), "--python", python, wanted]
+        with _told(locked.elsewhere):
+            self._installer.uv("pip", "sync", *words, cwd=self._root, indexes=locked.indexes, progress=progress)
         installed = time.monotonic()
         progress("compiling byte code")
         self._compile(draft, python, progress)
@@ -236,7 +245,8 @@ class Environments:
         """Whether locked versions keep to the constraints: `pip sync` would not ask."""
         with self._folder({"locked.txt": text, "constraints.txt": recipe.constraints or ""}) as folder:
             files = ["-c", "constraints.txt", "--python", python, "locked.txt", "-o", "checked.txt"]
-            self._installer.uv("pip", "compile", "--no-deps", "--quiet", *files, cwd=folder, index_url=recipe.index_url)
+            words = ["--no-deps", "--quiet", *recipe.indexes.by_hash(), *files]
+            self._installer.uv("pip", "compile", *words, cwd=folder, indexes=recipe.indexes)
 
     def _resolve(self, declared: Declared, python: str, recipe: Recipe) -> str:
         asked = {
@@ -252,7 +262,7 @@ class Environments:
                 *([] if recipe.build else ["--no-build"]),
             ]
             files = ["-c", "constraints.txt", "--python", python, "requirements.in", "-o", "resolved.txt"]
-            self._installer.uv("pip", "compile", *options, *files, cwd=folder, index_url=recipe.index_url)
+            self._installer.uv("pip", "compile", *options, *files, cwd=folder, indexes=recipe.indexes)
             return requirements.check_exported((folder / "resolved.txt").read_text())
 
     @contextlib.contextmanager
@@ -277,6 +287,17 @@ class Environments:
                         progress("waiting for another build of the same environment")
                     time.sleep(_WAIT_S)
             yield
+
+
+@contextlib.contextmanager
+def _told(elsewhere: str) -> Iterator[None]:
+    """What uv does not find was locked from an index that it was not given."""
+    try:
+        yield
+    except EnvironmentFailed as error:
+        if error.transient or not elsewhere:
+            raise
+        raise EnvironmentRefused(f"{elsewhere}\n{error.message}") from error
 
 
 def _complete(pinned: str, resolved: str) -> str:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from headrace.indexes import Indexes
 from headrace.warded import Ending, Warded
 
 Progress = Callable[[str], None]
@@ -63,20 +64,20 @@ class Installer:
         self._cache = cache
 
     def uv(
-        self, *arguments: str | Path, cwd: Path, index_url: str | None = None, progress: Progress | None = None
+        self, *arguments: str | Path, cwd: Path, indexes: Indexes = Indexes(), progress: Progress | None = None
     ) -> str:
         """Run uv and return its stdout and stderr together."""
         return self.run(
-            [self._uv, *arguments, "--no-config", "--no-progress"], cwd=cwd, index_url=index_url, progress=progress
+            [self._uv, *arguments, "--no-config", "--no-progress"], cwd=cwd, indexes=indexes, progress=progress
         )
 
     def run(
-        self, argv: Sequence[str | Path], *, cwd: Path, index_url: str | None = None, progress: Progress | None = None
+        self, argv: Sequence[str | Path], *, cwd: Path, indexes: Indexes = Indexes(), progress: Progress | None = None
     ) -> str:
         """Run a command. Raises `EnvironmentFailed`; what `progress` raises stops the command and goes through."""
         with tempfile.TemporaryDirectory(prefix="headrace-") as scratch:
             log = Path(scratch) / "log"
-            warded = Warded.start([str(word) for word in argv], log=log, cwd=cwd, env=self._variables(index_url))
+            warded = Warded.start([str(word) for word in argv], log=log, cwd=cwd, env=self._variables(indexes))
             try:
                 ending = self._follow(warded, progress)
             finally:
@@ -101,7 +102,7 @@ class Installer:
                 progress(_ESCAPES.sub("", lines[-1]) if lines else "working")
         return None
 
-    def _variables(self, index_url: str | None) -> dict[str, str]:
+    def _variables(self, indexes: Indexes) -> dict[str, str]:
         variables = {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
         variables["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), variables.get("PATH", os.defpath)])
         variables |= {
@@ -110,8 +111,4 @@ class Installer:
             "UV_PYTHON_DOWNLOADS": "never",
             "NO_COLOR": "1",
         }
-        if index_url is not None:
-            variables["UV_DEFAULT_INDEX"] = (
-                index_url  # not an argument: it may hold a password, and arguments can be read by all
-            )
-        return variables
+        return variables | indexes.variables()

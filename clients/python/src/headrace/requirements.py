@@ -1,16 +1,19 @@
 """What a repository declares of its environment, as plain requirements: names, versions, hashes, and nothing that names a place.
 
-A requirement that carries its own address (a URL, git, a path) would let a repository choose where code comes from; it is refused.
+A requirement that carries its own address (a URL, git, a path) would let a repository choose where code comes from; it is refused, but for
+an index that the operator has listed too.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from headrace.indexes import Indexes, refusal
 from headrace.installer import EnvironmentRefused
 
 _MAX_BYTES = 16 * 1024**2
@@ -27,16 +30,17 @@ _PLACE = "install it from the operator's index: publish the package there and na
 @dataclass(frozen=True)
 class Declared:
     """The files of a repository that decide its environment: `lock` is uv's, with `project` beside it; else `requirements` are resolved,
-    unless they have hashes: then `pinned` is what is installed, as uv writes it."""
+    unless they have hashes: then `pinned` is what is installed, as uv writes it. `sources`: package → the index that it was locked from."""
 
     project: str | None
     lock: str | None
     requirements: tuple[str, ...]
     requires_python: str | None
     pinned: str | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
-def read(checkout: Path) -> Declared:
+def read(checkout: Path, indexes: Indexes = Indexes()) -> Declared:
     """Take uv.lock, else the dependencies of pyproject.toml, else requirements.txt. Raises `EnvironmentRefused`."""
     project, lock, listed = (_text(checkout / name) for name in ("pyproject.toml", "uv.lock", "requirements.txt"))
     table = _toml("pyproject.toml", project) if project is not None else {}
@@ -45,14 +49,14 @@ def read(checkout: Path) -> Declared:
     if lock is not None:
         if project is None:
             raise EnvironmentRefused("there is a uv.lock but no pyproject.toml beside it; commit both")
-        _check_fresh(_toml("uv.lock", lock), metadata)
-        return Declared(project, lock, (), requires_python)
+        parsed = _toml("uv.lock", lock)
+        _check_fresh(parsed, metadata)
+        return Declared(project, lock, (), requires_python, sources=_sources(parsed))
     if "dependencies" in metadata:
-        if table.get("tool", {}).get("uv", {}).get("sources"):
-            raise EnvironmentRefused(f"pyproject.toml has [tool.uv.sources], which name places; {_PLACE}")
+        _check_sources(table.get("tool", {}).get("uv", {}), indexes)
         return Declared(project, None, check_plain("pyproject.toml", metadata["dependencies"]), requires_python)
     if listed is not None:
-        lines = check_plain("requirements.txt", _lines(listed))
+        lines = check_plain("requirements.txt", _without_indexes(_lines(listed), indexes))
         return Declared(project, None, lines, requires_python, _pinned(lines))
     raise EnvironmentRefused(
         "the repository says nothing of its environment; commit a uv.lock, [project] dependencies or a requirements.txt"
@@ -66,6 +70,34 @@ def check_plain(file: str, requirements: list[str]) -> tuple[str, ...]:
                 f"{file}: {requirement!r} is not a plain requirement (a name, versions, a marker); {_PLACE}"
             )
     return tuple(requirements)
+
+
+def _without_indexes(lines: list[str], indexes: Indexes) -> list[str]:
+    """What a list says of indexes is dropped where the operator says the same, and refused else."""
+    kept = []
+    for line in lines:
+        found = re.fullmatch(r"(?:-i|--index-url|--extra-index-url)(?: |=)(\S+)", line)
+        if found is None:
+            kept.append(line)
+        elif not indexes.has(found[1]):
+            raise EnvironmentRefused(f"requirements.txt: {refusal(found[1])}")
+    return kept
+
+
+def _check_sources(uv: dict[str, Any], indexes: Indexes) -> None:
+    """A source that is an index which the operator lists too says nothing new; which of theirs provides a package is up to their order."""
+    named = {one.get("name"): one.get("url") for one in uv.get("index", ()) if isinstance(one, dict)}
+    for source in (uv.get("sources") or {}).values():
+        for place in source if isinstance(source, list) else [source]:
+            if not isinstance(place, dict) or not isinstance(place.get("index"), str) or place["index"] not in named:
+                raise EnvironmentRefused(f"pyproject.toml has [tool.uv.sources], which name places; {_PLACE}")
+            if not indexes.has(named[place["index"]]):
+                raise EnvironmentRefused(f"pyproject.toml: {refusal(named[place['index']])}")
+
+
+def _sources(lock: dict[str, Any]) -> dict[str, str]:
+    found = {one.get("name"): one.get("source", {}).get("registry") for one in lock.get("package", ())}
+    return {name: url for name, url in found.items() if isinstance(name, str) and isinstance(url, str)}
 
 
 def _pinned(lines: tuple[str, ...]) -> str | None:

@@ -21,6 +21,7 @@ from headrace import bundle, declared, job, outcome, own_tests, trial_child, tri
 from headrace.connection import Problem
 from headrace.declared import Declared
 from headrace.environment import EnvironmentFailed, EnvironmentRefused, Environments, Recipe, find_uv
+from headrace.indexes import split
 from headrace.outcome import RunFailed
 from headrace.trial_child import Say
 from headrace.trial_data import Rows, Wanted
@@ -119,7 +120,8 @@ class Trial:
         try:
             place = _cache("headrace", "HEADRACE_CACHE") / "environments"
             environments = Environments(place, uv, _cache("uv", "UV_CACHE_DIR"))
-            locked = environments.lock(Recipe(self._checkout, index_url=index_url, constraints=_constraints()))
+            recipe = Recipe(self._checkout, index_url=index_url, constraints=_constraints(), extra_index_urls=_extra())
+            locked = environments.lock(recipe)
             said: list[str] = []
 
             def progress(text: str) -> None:
@@ -215,6 +217,13 @@ def _uv() -> Path:
         raise Problem(
             error.message, "or run in an environment that is there already: --python .venv/bin/python"
         ) from error
+
+
+def _extra() -> tuple[str, ...]:
+    try:
+        return split(os.environ.get("HEADRACE_EXTRA_INDEX_URLS") or "")
+    except ValueError as error:
+        raise Problem(f"HEADRACE_EXTRA_INDEX_URLS: {error}") from error
 
 
 def _constraints() -> str | None:
