@@ -12,6 +12,7 @@ import structlog
 
 from services.ingest_watcher.bell import Bell, Doorbell
 from services.ingest_watcher.loop import Body, Loop, Wake
+from services.ingest_watcher.sources.refs import Refs
 from services.ingest_watcher.sources.releases import ReleaseWatch
 from services.ingest_watcher.sources.sql import SqlSource
 from services.ingest_watcher.sources.stream import StreamReader
@@ -48,6 +49,7 @@ class Roster:
         self._changes = ledger.watch()
         self._posts: dict[Key, Post] = {}
         self._digest: str | None = None
+        self._refs = Refs()
 
     def step(self) -> None:
         self.reconcile()
@@ -106,7 +108,7 @@ class Roster:
         if kind == "dataset":
             return self._watch(name, definition, wake)
         if kind == "model":
-            return ReleaseWatch(self._ledger, name, self._settings.state_dir / "git", wake)
+            return ReleaseWatch(self._ledger, name, self._settings.state_dir / "git", self._refs, wake)
         if kind == "stream":
             lease = timedelta(seconds=self._settings.lease_s)
             return StreamReader(self._ledger, self._settings.redis_url, self._settings.worker, lease)

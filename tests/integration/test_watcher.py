@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -433,7 +434,21 @@ def test_a_release_that_could_not_be_checked_out_is_refused_at_once(
     assert says in world.why()
 
 
-def test_models_of_one_repository_have_tags_of_their_own(world: World) -> None:
+def count_looks(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that gets a line, the time, whenever git asks a server what it has."""
+    looks, shim = directory / "looks", directory / "bin" / "git"
+    shim.parent.mkdir()
+    shim.write_text(
+        f'#!/bin/sh\ncase " $* " in *" ls-remote "*) date +%s.%N >> {looks};; esac\nexec {shutil.which("git")} "$@"\n'
+    )
+    shim.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{shim.parent}:{os.environ['PATH']}")
+    return looks
+
+
+def test_models_of_one_repository_have_tags_of_their_own_and_ask_for_them_together(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.create_table()
     for name in ("delays", "prices"):
         (world.repository / "models" / name).mkdir(parents=True)
@@ -445,10 +460,14 @@ def test_models_of_one_repository_have_tags_of_their_own(world: World) -> None:
         dataset=f'[models.prices]\nrepository = "{world.repository}"\nsubdirectory = "models/prices"\ntags = "prices-*"\n'
         'prereleases = true\nrelease_poll = "1s"',
     )
+    looks = count_looks(world.directory, monkeypatch)
     world.start()
     until(lambda: world.release() and world.release("prices"), world)
     assert world.release() == ("delays-v1.0.0", first)
     assert world.release("prices") == ("prices-v2.0.0rc1", first)
+    until(lambda: looks.read_text().count("\n") >= 4, world)
+    at = [float(line) for line in looks.read_text().split()]
+    assert at[3] - at[0] > 2.5, "four looks at one a second, for both models"
     world.configure(model='subdirectory = "models/weather"\ntags = "delays-*"')
     until(lambda: "has no directory models/weather" in world.why(), world)
 

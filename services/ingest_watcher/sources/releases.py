@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
 from services.ingest_watcher.loop import Wake
+from services.ingest_watcher.sources.refs import Refs
 from shared import content
 from shared.catalog import Model, check_declaration
 from shared.declaration import Declaration, parse
@@ -20,6 +22,7 @@ from shared.toml import MAX_BYTES
 
 FILE = "pyproject.toml"
 NOTE_S = 10.0
+TOGETHER_S = 0.5  # models that are called at the same moment look together
 
 log = structlog.get_logger()
 
@@ -33,10 +36,13 @@ class Read:
 
 
 class ReleaseWatch:
-    """Looks at each `release_poll` and at a call (the configuration has changed). Any number of watchers may do so at once."""
+    """Looks at each `release_poll` and at a call (the configuration has changed). Any number of watchers may do so at once; those that
+    share `refs` ask a repository once for all of them, and so come to look at the same moments."""
 
-    def __init__(self, ledger: Ledger, model: str, mirrors: Path, wake: Wake) -> None:
-        self._ledger, self._model, self._mirrors, self._wake = ledger, model, mirrors, wake
+    def __init__(self, ledger: Ledger, model: str, mirrors: Path, refs: Refs, wake: Wake) -> None:
+        self._ledger, self._model, self._mirrors, self._refs, self._wake = ledger, model, mirrors, refs, wake
+        self._called = False
+        self._looked_at = 0.0
         self._judged: tuple[str, str, str] | None = None  # configuration, name and commit of what was read last
         self._noted: tuple[str | None, float] | None = None
 
@@ -47,25 +53,29 @@ class ReleaseWatch:
         if wanted is None:
             self._wake.wait(NOTE_S)  # until the roster stops this loop
             return
+        poll_s, now = wanted.release_poll.total_seconds(), time.monotonic()
+        self._looked_at = now
         try:
-            settled = self._look(config, wanted)
+            settled = self._look(config, wanted, now - (TOGETHER_S if self._called else poll_s))
         except HeadraceError as error:
             self._note(error.message)
         else:
             self._note(None)
             if not settled:
                 return
-        self._wake.wait(wanted.release_poll.total_seconds())
+        due = self._looked_at + poll_s
+        self._wake.wait(max(0.0, due - time.monotonic()))
+        self._called = time.monotonic() < due
 
     def close(self) -> None:
         """Holds nothing."""
 
-    def _look(self, config: InForce, wanted: Model) -> bool:
-        """Take in what the repository offers; False when another watcher or a new configuration came between, and it must be done again."""
+    def _look(self, config: InForce, wanted: Model, since: float) -> bool:
+        """Take in what the repository offers, asked for after `since`; False when another watcher or a new configuration came between, and it must be done again."""
         before = self._newest_seen()
         mirror = Mirror(self._mirrors, wanted.repository, allow_local=True, credentials=wanted.credentials)
         fixed = wanted.release != "latest" and ":" not in wanted.release  # a commit: nothing can move it
-        refs = {} if fixed else mirror.remote_refs()
+        refs = {} if fixed else self._ask(mirror, wanted, since)
         name, commit = resolve(wanted.release, refs, pattern=wanted.tags, prereleases=wanted.prereleases)
         if self._judged == (config.digest, name, commit):
             return True
@@ -85,6 +95,11 @@ class ReleaseWatch:
         self._judged = config.digest, name, commit
         log.info("release.seen", model=self._model, release=name, commit=commit, refused=isinstance(read, Refused))
         return True
+
+    def _ask(self, mirror: Mirror, wanted: Model, since: float) -> Mapping[str, str]:
+        answer = self._refs.look((wanted.repository, wanted.credentials), mirror.remote_refs, since)
+        self._looked_at = answer.came_at
+        return answer.read()
 
     def _newest_seen(self) -> int | None:
         with self._ledger.read() as tx:
