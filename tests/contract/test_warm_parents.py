@@ -297,7 +297,9 @@ def test_forks_end_each_for_itself(tmp_path: Path, parent: WarmParent) -> None:
     attempts = [Attempt(tmp_path, name, SLEEPS) for name in ("one", "two")]
     first, second = (attempt.fork(parent) for attempt in attempts)
     for attempt in attempts:
-        begun(attempt)
+        shown = Path(f"/proc/{begun(attempt)}/environ").read_bytes().split(b"\0")
+        assert b"HEADRACE_RUN_ID=1" in shown, "as the audit looks for it"
+        assert f"HOME={attempt.scratch}/home".encode() in shown
     assert first.kill() == Ending(None, signal.SIGKILL)
     assert [pid for pid in descendants(first.warden)[0] if not is_zombie(pid)] == []
     assert second.poll() is None

@@ -338,7 +338,7 @@ class Model:
         return self.product.wait(f"a verdict on version {version} of {self.name}", settled)
 
     def processes(self) -> list[int]:
-        """Processes of its attempts, by the variable that they carry."""
+        """Processes of its attempts, by the variables that they carry."""
         marks = {f"HEADRACE_RUN_ID={run['id']}".encode() for run in self.runs()}
         found = []
         for environ in Path("/proc").glob("[0-9]*/environ"):
@@ -346,7 +346,7 @@ class Model:
                 variables = set(environ.read_bytes().split(b"\0"))
             except OSError:
                 continue
-            if marks & variables and f"HOLD_FILES={self.product.held}".encode() in variables:
+            if marks & variables and any(str(self.product.state).encode() in variable for variable in variables):
                 found.append(int(environ.parent.name))
         return found
 

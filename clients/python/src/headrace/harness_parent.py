@@ -1,6 +1,7 @@
 """A warm parent: a process of a model's environment that has imported what an earlier job did, and forks one harness for each job.
 
-Started by path:  python -I harness.py --parent DESCRIPTOR MODULES.json   with one thread to each numeric library (OMP_NUM_THREADS=1 …)
+Started by path:  python -I harness.py --parent DESCRIPTOR MODULES.json   with one thread to each numeric library (OMP_NUM_THREADS=1 …), and
+with a long variable HEADRACE_FORK, in the place of which /proc/PID/environ shows a fork's HEADRACE_RUN_ID and HOME
 
 DESCRIPTOR is the end of a socket that keeps messages apart, and tells JSON:
 owner    {"variables": {…}}           first, before anything is imported: what a library may go by, and /proc/PID/environ is not to show
@@ -32,6 +33,7 @@ from typing import Any
 
 _SAME = ("harness_job", "harness_save", "harness_example", "harness_data", "harness_checkpoint", "loader", "warden")
 _MOST_BYTES = 1_000_000
+_ROOM, _SHOWN = "HEADRACE_FORK", ("HEADRACE_RUN_ID", "HOME")
 _PR_SET_DUMPABLE = 4
 _FORKED_WELL = {
     "jemalloc_bg_thd"
@@ -50,7 +52,7 @@ _THREADS = {
 
 def serve(descriptor: str, modules: str, carry_out: Callable[..., None], load: Callable[[str, Path], Any]) -> None:
     """Be the parent until its owner goes. `carry_out` does a job in a fork and ends it; `load` makes a module of a file."""
-    connection = socket.socket(fileno=int(descriptor))
+    connection, board = socket.socket(fileno=int(descriptor)), Board()
     os.environ.update(json.loads(connection.recv(_MOST_BYTES))["variables"])
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as harness.py has it: read when the library is loaded
     for name in json.loads(Path(modules).read_text(encoding="utf-8")):
@@ -78,11 +80,29 @@ def serve(descriptor: str, modules: str, carry_out: Callable[..., None], load: C
         warden_pid = os.fork()
         if warden_pid == 0:
             connection.close()
+            board.show(asked["variables"])
             _guard(warden, asked, descriptors, lambda job: carry_out(job, known))
         for number in descriptors:
             os.close(number)
         connection.send(json.dumps({"warden": warden_pid}).encode())
         _reap(warden_pid)
+
+
+class Board:
+    """Where /proc/PID/environ shows whose a fork is, as it does of a process that was executed: in the room of a variable that is there for it."""
+
+    def __init__(self) -> None:
+        getenv = ctypes.CDLL(None).getenv
+        getenv.restype = ctypes.c_void_p
+        self._address = getenv(_ROOM.encode())
+        self._size = len(os.environ.pop(_ROOM, ""))
+        self.show({})
+
+    def show(self, variables: dict[str, str]) -> None:
+        told = b"".join(f"\0{name}={variables[name]}".encode() for name in _SHOWN if name in variables)
+        if self._address and len(told) < self._size:
+            ctypes.memset(self._address, 0, self._size)
+            ctypes.memmove(self._address, told, len(told))
 
 
 def _unfit() -> str | None:

@@ -21,6 +21,7 @@ from headrace.warded import Confined, Warded
 
 _ANSWER_S = 30.0
 _MOST_BYTES = 1_000_000
+_ROOM_BYTES = 4096
 
 
 class Unfit(Exception):
@@ -56,8 +57,11 @@ class WarmParent:
         with theirs:
             argv = [str(python), "-I", str(HARNESS), "--parent", str(theirs.fileno()), str(place / "modules.json")]
             env = {**dict.fromkeys(single, "1"), "LANG": "C.UTF-8"}
+            room = {"HEADRACE_FORK": "x" * _ROOM_BYTES}
             log = place / "parent.log"
-            process = Warded.start(argv, log=log, env=env, cwd=Path("/"), confined=confined, pass_fds=[theirs.fileno()])
+            process = Warded.start(
+                argv, log=log, env=env | room, cwd=Path("/"), confined=confined, pass_fds=[theirs.fileno()]
+            )
         parent = cls(process, ours)
         ours.send(json.dumps({"variables": {**variables, **env}}).encode())
         return parent
