@@ -514,5 +514,5 @@ class Headrace(RuleBasedStateMachine):
             waiting = runs.find_waiting(tx, "delays")
             idle = runs.find_busy(tx, "delays") is None and (waiting is None or waiting.due_at is None)
             busy, waits = (find(tx, "delays", sample=True) for find in (runs.find_busy, runs.find_waiting))
-            idle = idle and busy is None and waits is None
+            idle = idle and busy is None and (waits is None or waits.due_at is None)  # for the first rows
             return idle and not (versions.unregistered(tx) or versions.candidates(tx) or versions.with_intent(tx))

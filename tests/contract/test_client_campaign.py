@@ -205,7 +205,10 @@ def test_a_platform_that_is_away_for_a_while_is_waited_for(
     assert rested == [1, 1]
 
 
-COMMAND = "import sys; from headrace.cli import main; sys.exit(main(['retrain', '--dataset', 'flights']))"
+COMMAND = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "  # who runs in the background has none
+    "from headrace.cli import main; sys.exit(main(['retrain', '--dataset', 'flights']))"
+)
 
 
 def test_ctrl_c_leaves_the_runs_going_and_says_how_to_look_again(house: House) -> None:
