@@ -183,7 +183,7 @@ class Arena(Product):
             return int(self._answers.get(timeout=PATIENCE_S)["code"])
 
     def wait(self, what: str, look: Callable[[], T | None], patience_s: float = 2 * PATIENCE_S) -> T:
-        return super().wait(what, look, patience_s, look_s=0.25)
+        return super().wait(what, look, patience_s, look_s=0.4)
 
     def _write_config(self) -> None:
         super()._write_config()

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -185,6 +186,13 @@ class Product:
     def post(self, path: str, body: object) -> Any:
         return self.call("POST", path, body)
 
+    def in_mlflow(self, model: str) -> list[int]:
+        """The versions that MLflow itself knows."""
+        asked = urllib.parse.urlencode({"filter": f"name='{model}'", "max_results": 1000})
+        url = f"{self.endpoints['mlflow']}/api/2.0/mlflow/model-versions/search?{asked}"
+        with urllib.request.urlopen(url, timeout=40) as answer:
+            return sorted(int(one["version"]) for one in json.loads(answer.read()).get("model_versions", []))
+
     def headrace(self, *arguments: str, cwd: Path | None = None) -> str:
         """The command line client, as an operator runs it beside the stack."""
         environment = {**os.environ, "HEADRACE_STATE": str(self.state)}
@@ -242,7 +250,7 @@ class Product:
         draft.write_text("\n".join(self._sections))
         draft.replace(self.config)
 
-    def wait(self, what: str, look: Callable[[], T | None], patience_s: float = PATIENCE_S, look_s: float = 0.05) -> T:
+    def wait(self, what: str, look: Callable[[], T | None], patience_s: float = PATIENCE_S, look_s: float = 0.1) -> T:
         deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline:
             try:

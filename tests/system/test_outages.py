@@ -5,22 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import urllib.request
 
 import pytest
 
 from tests.system.product import Model, Product
-
-
-def registered_in_mlflow(product: Product, model: str) -> int:
-    """How many versions MLflow itself knows."""
-    code = "import mlflow, sys; mlflow.set_tracking_uri(sys.argv[1]); print(len(mlflow.MlflowClient().search_model_versions(f\"name='{sys.argv[2]}'\")))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, product.endpoints["mlflow"], model], capture_output=True, text=True, check=True
-    )
-    return int(done.stdout.strip().splitlines()[-1])
 
 
 def test_a_killed_trainers_run_is_finished_by_another_and_registered_once(product: Product) -> None:
@@ -37,7 +26,7 @@ def test_a_killed_trainers_run_is_finished_by_another_and_registered_once(produc
     ended = product.get(f"/v1/runs/{run['id']}")
     assert [attempt["outcome"] for attempt in ended["attempts"]] == ["lost", "trained"]
     assert len(model.versions()) == 1
-    assert registered_in_mlflow(product, "killed") == 1
+    assert len(product.in_mlflow("killed")) == 1
     assert not model.processes()
 
 
@@ -95,7 +84,7 @@ def test_a_run_that_ends_while_mlflow_is_down_is_registered_when_it_is_back(prod
     finally:
         product.kill("mlflow")
     model.wait_for_champion(1)
-    assert registered_in_mlflow(product, "unregistered") == 1
+    assert len(product.in_mlflow("unregistered")) == 1
 
 
 @pytest.mark.parametrize("process", ["api", "watcher", "bridge", "valkey"])
@@ -138,7 +127,7 @@ def comes_to_rest_with_each_run_registered_and_told_once(model: Model) -> None:
 
     product, hook = model.product, model.product.hook
     product.wait(f"every run of {model.name} to be trained and the last to serve", serves_the_last)
-    assert len(model.versions()) == len(model.runs()) == registered_in_mlflow(product, model.name)
+    assert len(model.versions()) == len(model.runs()) == len(product.in_mlflow(model.name))
     promoted = [version["version"] for version in model.versions() if version["state"] == "promoted"]
     product.wait("its consumer to be told", lambda: len(hook.of(model.name, "version.promoted")) >= len(promoted))
     assert sorted(one["data"]["version"] for one in hook.of(model.name, "version.promoted")) == sorted(promoted)

@@ -50,13 +50,6 @@ def answer(model: Model, path: str) -> int:
     return 200
 
 
-def registered(product: Product, name: str) -> list[int]:
-    code = "import mlflow, sys; print(sorted(int(v.version) for v in mlflow.MlflowClient(sys.argv[1]).search_model_versions(f\"name='{sys.argv[2]}'\")))"
-    argv = [sys.executable, "-c", code, product.endpoints["mlflow"], name]
-    done = subprocess.run(argv, capture_output=True, text=True, check=True)
-    return list(json.loads(done.stdout.splitlines()[-1]))
-
-
 def pull(product: Product, model: str, version: int, into: Path) -> None:
     product.headrace("pull", model, "--version", str(version), "--into", str(into), cwd=into)
 
@@ -90,7 +83,7 @@ def test_after_an_aggressive_tidy_every_champion_is_whole_and_the_flow_goes_on(
 
     assert answer(model, f"/versions/2/files/{files[2][0]['path']}") == 410
     assert model.get("/versions/2")["state"] == "rejected", "its row stays"
-    assert registered(product, "kept") == [1, 3, 4]
+    assert product.in_mlflow("kept") == [1, 3, 4]
     for number in (1, 3, 4):
         pull(product, "kept", number, tmp_path)
         assert model.get(f"/versions/{number}")["files"] == files[number]
