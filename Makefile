@@ -71,7 +71,7 @@ check: $(READY)  ## format, lint, types, imports, unit tests: in seconds
 
 .PHONY: test
 test: $(READY)  ## every test; the tests bring the servers that they need
-	@exec $(BIN)/python -m pytest -n 3
+	@exec $(BIN)/python -m pytest -n 4
 
 .PHONY: fuzz
 fuzz: $(READY)  ## 20,000 generated requests to the API: none a defect, each answer documented
