@@ -13,13 +13,13 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from shared.credentials import access
 from shared.errors import ConfigurationError, NotFound, Refused, Transient
@@ -81,14 +81,20 @@ class Mirror:
     rule, `NotFound` for a commit that the repository does not have, `GitFailed` where trying again may help.
     """
 
-    def __init__(self, root: Path, url: str, *, allow_local: bool = False, credentials: str | None = None) -> None:
-        """`credentials` is `env:NAME` or `file:/PATH`, for `shared.credentials`."""
+    def __init__(
+        self, root: Path, url: str, *, allow_local: bool = False, credentials: str | None = None, parts: bool = False
+    ) -> None:
+        """`credentials` is `env:NAME` or `file:/PATH`, for `shared.credentials`. With `parts` it keeps of each commit only the files of the
+        directories that were asked for, if the server can send them alone: another mirror, for git would take the commit for whole."""
         check_url(url, allow_local=allow_local)
         self._credentials = credentials
         self.url = url
         self._local = is_local(url)
         self._address = unquote(url.removeprefix("file://")) if url.startswith("file://") else url
-        name = hashlib.sha256(url.encode()).hexdigest()[:32]
+        self._parts = parts
+        if parts and self._local:  # git takes no path for the name of one that it may miss objects of
+            self._address = f"file://{quote(self._address)}"
+        name = hashlib.sha256(url.encode()).hexdigest()[:32] + ("-parts" if parts else "")
         self.directory = root / f"{name}.git"
         self._lock = root / f"{name}.lock"
 
@@ -113,23 +119,61 @@ class Mirror:
         )
         return bool(kept)
 
-    def fetch(self, *commits: str) -> None:
-        """Bring the commits; one that is here already costs no connection, and stays even if the server forgets it."""
+    def fetch(self, *commits: str, below: str | None = None) -> None:
+        """Bring the commits, or `below` of them in a mirror of parts; one that is here already costs no connection, and stays even if the
+        server forgets it."""
         self._create()
         with locked(self._lock) as lock:
             missing = [commit for commit in commits if not self.has(commit)]
-            if not missing:
-                return
-            # Nobody else fetches now: what a killed git has left behind would stop every later one.
-            for left in ("*.lock", "refs/**/*.lock", "objects/pack/tmp_*"):
-                for path in self.directory.glob(left):
-                    path.unlink(missing_ok=True)
-            try:
-                self._fetch([f"+{commit}:refs/headrace/{commit}" for commit in missing], lock, "--depth=1")
-            except GitFailed as error:
-                if not _UNADVERTISED.search(error.message):
-                    raise
-                self._fetch_everything(missing, lock)
+            if missing:
+                self._clear()
+                self._fetch_commits(missing, lock)
+            for commit in commits if self._parts and below else ():
+                self._fetch_part(commit, f"{below}/", lock)
+
+    def _clear(self) -> None:
+        """Nobody else fetches now: what a killed git has left behind would stop every later one."""
+        for left in ("*.lock", "refs/**/*.lock", "objects/pack/tmp_*"):
+            for path in self.directory.glob(left):
+                path.unlink(missing_ok=True)
+
+    def _fetch_commits(self, commits: Sequence[str], lock: int) -> None:
+        options = ["--depth=1", *(["--filter=blob:none"] if self._parts else [])]
+        try:
+            self._fetch([f"+{commit}:refs/headrace/{commit}" for commit in commits], lock, *options)
+        except GitFailed as error:
+            if not _UNADVERTISED.search(error.message):
+                raise
+            self._fetch_everything(commits, lock)
+
+    def _fetch_part(self, commit: str, part: str, lock: int) -> None:
+        """The contents of the files there, by their ids; a ref says that they are here."""
+        mark = f"refs/parts/{commit}/{hashlib.sha256(part.encode()).hexdigest()[:32]}"
+        if self._answer("for-each-ref", "--format=%(refname)", mark):
+            return
+        tree = self._answer("ls-tree", "-r", "-z", "--full-tree", "--", commit, part).split(b"\0")
+        blobs = {line.split()[2] for line in tree if line.split()[1:2] == [b"blob"]}
+        if blobs and not self._have(blobs):
+            self._clear()
+            self._fetch_blobs(commit, blobs, lock)
+        self._answer("update-ref", mark, commit)
+
+    def _fetch_blobs(self, commit: str, blobs: Collection[bytes], lock: int) -> None:
+        """As git itself does it when it misses some; where the server gives no file by its id, the whole commit."""
+        try:
+            self._fetch([], lock, "--filter=blob:none", "--stdin", feed=b"\n".join(sorted(blobs)) + b"\n")
+        except GitFailed as error:
+            if not _UNADVERTISED.search(error.message):
+                raise
+            self._fetch([f"+{commit}:refs/headrace/{commit}"], lock, "--depth=1", "--no-filter", "--refetch")
+
+    def _have(self, blobs: Collection[bytes]) -> bool:
+        """A server that knows no filter has sent them with the commit; git fails for one that is not here."""
+        try:
+            self._answer("cat-file", "--batch-check", feed=b"\n".join(blobs) + b"\n")
+        except GitFailed:
+            return False
+        return True
 
     def show(self, commit: str, path: str, max_bytes: int) -> bytes | None:
         """The bytes of a plain file of the commit, or None where it has no such file."""
@@ -180,7 +224,7 @@ class Mirror:
         check_commit(commit)
         if into.exists():
             return
-        self.fetch(commit)
+        self.fetch(commit, below=below)
         entries = check_tree(self.files(commit, below))
         partial = into.with_name(f".{into.name}.partial")
         with locked(into.with_name(f".{into.name}.lock")):
@@ -214,15 +258,17 @@ class Mirror:
             (partial / "trust.config").write_text("[safe]\n\tdirectory = *\n")
             partial.rename(self.directory)
 
-    def _fetch(self, refspecs: Sequence[str], lock: int, *options: str) -> None:
+    def _fetch(self, refspecs: Sequence[str], lock: int, *options: str, feed: bytes = b"") -> None:
         flags = ["--quiet", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head", "--no-auto-maintenance"]
         argv = ["fetch", *flags, *options, "--", self._address, *refspecs]
-        with _FETCH, self._run(*argv, timeout_s=_FETCH_S, lock=lock, remote=True):
+        with _FETCH, self._run(*argv, feed=feed, timeout_s=_FETCH_S, lock=lock, remote=True):
             pass
 
     def _fetch_everything(self, commits: Sequence[str], lock: int) -> None:
         # A server that gives no commit by its id may still have it behind a branch or a tag.
-        self._fetch(["+refs/heads/*:refs/remote/heads/*", "+refs/tags/*:refs/remote/tags/*"], lock, "--prune")
+        self._fetch(
+            ["+refs/heads/*:refs/remote/heads/*", "+refs/tags/*:refs/remote/tags/*"], lock, "--prune", "--no-filter"
+        )
         found = self._answer(
             "cat-file", "--batch-check=%(objectname)", feed="".join(f"{commit}\n" for commit in commits).encode()
         )
@@ -259,7 +305,8 @@ class Mirror:
         Only a call that speaks to the server (`remote`) gets the credentials."""
         given = access(self.url, self._credentials if remote else None, self.directory.parent)
         with given as handed, TemporaryFile() as stdin, TemporaryFile() as stderr:
-            settings = [word for setting in (*_SETTINGS, *handed.settings) for word in ("-c", setting)]
+            own = _SETTINGS if not self._parts else (*_SETTINGS, "fetch.negotiationAlgorithm=noop")
+            settings = [word for setting in (*own, *handed.settings) for word in ("-c", setting)]
             argv = ["git", *settings, f"--git-dir={directory or self.directory}", *arguments]
             stdin.write(feed)
             stdin.seek(0)

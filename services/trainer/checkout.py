@@ -95,9 +95,10 @@ class Workshop:
             return
         say(f"checking out {release.name} ({release.commit[:12]})")
         try:
-            local = is_local(model.repository)
-            mirror = Mirror(self._mirrors, model.repository, allow_local=local, credentials=model.credentials)
-            mirror.checkout(release.commit, into, model.subdirectory)
+            url, below = model.repository, model.subdirectory
+            local, parts = is_local(url), below is not None
+            mirror = Mirror(self._mirrors, url, allow_local=local, credentials=model.credentials, parts=parts)
+            mirror.checkout(release.commit, into, below)
         except Transient as error:
             raise AttemptFailed("repository", error.message, transient=True) from error
         except ConfigurationError as error:

@@ -163,8 +163,8 @@ class DiskTidy:
     def _mirrors(self, report: Report, catalog: Catalog, dry: bool) -> None:
         """Git mirrors of repositories that the configuration no longer names."""
         root = self.state_dir / "git"
-        named = {model.repository for model in catalog.models.values()}
-        kept = {Mirror(root, url, allow_local=is_local(url)).directory for url in named}
+        named = {(model.repository, model.subdirectory is not None) for model in catalog.models.values()}
+        kept = {Mirror(root, url, allow_local=is_local(url), parts=parts).directory for url, parts in named}
         for path in _children(root):
             if path.suffix != ".git" or path in kept or not _is_stale(path):
                 continue

@@ -167,18 +167,20 @@ def test_marks_of_attempts_that_have_ended_go_too(machine: Machine) -> None:
 
 
 def test_mirrors_of_repositories_that_nobody_names_any_more_go(machine: Machine) -> None:
-    def mirror(url: str) -> Path:
-        directory = Mirror(machine.state / "git", url).directory
+    def mirror(url: str, parts: bool = False) -> Path:
+        directory = Mirror(machine.state / "git", url, parts=parts).directory
         directory.mkdir(parents=True)
         return old(directory)
 
     named, gone = mirror("https://git.example.com/m.git"), mirror("https://git.example.com/other.git")
+    churn = mirror("https://git.example.com/many.git", parts=True)
     config = '[models.m]\nrepository = "https://git.example.com/m.git"\n'
+    config += '[models.churn]\nrepository = "https://git.example.com/many.git"\nsubdirectory = "churn"\n'
     with using(gone.with_suffix(".lock")):
         machine.tidy("1GB", config).tidy()
         assert gone.exists(), "a fetch is under way"
     report = machine.tidy("1GB", config).tidy()
-    assert (named.exists(), gone.exists(), report.taken["mirrors"].number) == (True, False, 1)
+    assert (named.exists(), churn.exists(), gone.exists(), report.taken["mirrors"].number) == (True, True, False, 1)
 
 
 def test_a_kill_after_the_move_leaves_trash_that_the_next_turn_empties(machine: Machine) -> None:

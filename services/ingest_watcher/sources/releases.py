@@ -73,13 +73,14 @@ class ReleaseWatch:
     def _look(self, config: InForce, wanted: Model, since: float) -> bool:
         """Take in what the repository offers, asked for after `since`; False when another watcher or a new configuration came between, and it must be done again."""
         before = self._newest_seen()
-        mirror = Mirror(self._mirrors, wanted.repository, allow_local=True, credentials=wanted.credentials)
+        url, below = wanted.repository, wanted.subdirectory
+        mirror = Mirror(self._mirrors, url, allow_local=True, credentials=wanted.credentials, parts=below is not None)
         fixed = wanted.release != "latest" and ":" not in wanted.release  # a commit: nothing can move it
         refs = {} if fixed else self._ask(mirror, wanted, since)
         name, commit = resolve(wanted.release, refs, pattern=wanted.tags, prereleases=wanted.prereleases)
         if self._judged == (config.digest, name, commit):
             return True
-        mirror.fetch(commit)
+        mirror.fetch(commit, below=below)
         read, tag = (
             self._read(mirror, commit, config, wanted),
             wanted.release == "latest" or wanted.release.startswith("tag:"),
