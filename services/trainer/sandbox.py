@@ -140,7 +140,15 @@ def _machine(work: Work, sandbox: Sandbox) -> list[str]:
         words += ["--ro-bind-try", "/sys", "/sys"]
     else:
         words += ["--ro-bind-try", "/sys/devices/system", "/sys/devices/system"]  # how many CPUs there are
-    words += ["--remount-ro", "/dev", "--size", str(work.limits.memory or machine_memory() * 9 // 10)]
+    # with root's number a process may write what is root's there, without any capability: the machine's core_pattern, say
+    words += [
+        "--remount-ro",
+        "/proc",
+        "--remount-ro",
+        "/dev",
+        "--size",
+        str(work.limits.memory or machine_memory() * 9 // 10),
+    ]
     return [
         *words,
         "--tmpfs",

@@ -89,6 +89,8 @@ status = [line.split() for line in open("/proc/self/status")]
 found = {
     "usr": reach(write("/usr/planted")), "etc": reach(write("/etc/planted")), "top": reach(write("/planted")), "dev": reach(write("/dev/planted")),
     "source": reach(write(__file__)), "python": reach(write(os.path.join(os.path.dirname(sys.executable), "planted"))),
+    "core": reach(write("/proc/sys/kernel/core_pattern")), "proc": reach(write("/proc/self/comm")),
+    "sys": reach(write("/sys/devices/system/cpu/uevent")), "descriptors": sorted(map(int, os.listdir("/proc/self/fd"))),
     "scratch": reach(write(str(job.scratch / "planted"))), "home": reach(write(os.path.expanduser("~/planted"))), "tmp": reach(write("/tmp/planted")),
     "shm": reach(write("/dev/shm/planted")), "secret": reach(lambda: open(SECRET).read()), "beside": reach(lambda: os.listdir(BESIDE)),
     "shadow": reach(lambda: open("/etc/shadow").read()), "homes": reach(lambda: os.listdir("/home")), "run": reach(lambda: os.listdir("/run")),
@@ -114,7 +116,7 @@ def test_code_reads_the_system_writes_its_scratch_and_sees_nothing_else(tmp_path
         tmp_path, f"SECRET, BESIDE = {str(secret)!r}, {str(beside)!r}\n{REACHES}", sandbox=CLOSED, env={"LISTED": "x"}
     )
     seen = found(tmp_path)
-    tried = {key: seen[key] for key in ("usr", "etc", "top", "dev", "source", "python")}
+    tried = {key: seen[key] for key in ("usr", "etc", "top", "dev", "source", "python", "core", "proc", "sys")}
     assert set(tried.values()) <= {"OSError", "PermissionError"}, tried
     assert [seen[key] for key in ("scratch", "home", "tmp", "shm")] == ["done"] * 4
     assert [seen[key] for key in ("secret", "beside", "shadow", "homes", "run")] == ["FileNotFoundError"] * 5
@@ -122,6 +124,7 @@ def test_code_reads_the_system_writes_its_scratch_and_sees_nothing_else(tmp_path
     assert set(seen["capabilities"]) == {"0" * 16}  # type: ignore[call-overload]
     assert "LISTED" in seen["variables"]  # type: ignore[operator]
     assert "PWD" not in seen["variables"]  # type: ignore[operator]
+    assert seen["descriptors"] == [0, 1, 2, 3]  # 3 reads the list
     assert (seen["semaphores"], seen["sigterm"]) == ([1], True)
     assert not planted.exists()
 
