@@ -47,6 +47,10 @@ class Settings(BaseModel):
         default=None,
         description="further package indexes, asked before that one, in this order: URLs with a comma or a space between",
     )
+    python_downloads: bool = Field(
+        default=False,
+        description="whether uv fetches a Python that a model asks for and this machine has not",
+    )
     constraints: Path | None = Field(
         default=None,
         description="a file of constraints (numpy<3, one a line) that hold for the packages of every model",

@@ -30,7 +30,17 @@ _PLAIN = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TMPDIR", "TZ",
 _NOT_OURS = ("MLFLOW_", "_MLFLOW_", "CELERY_", "FLOWER_", "REDISCLI_", "VALKEYCLI_")
 _PYTHONS = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONSTARTUP")
 _LEFT_TO_THE_OPERATOR = (
-    *("INDEX_URL", "EXTRA_INDEX_URLS", "CONSTRAINTS", "LEASE_S", "HEARTBEAT_S", "LOOK_S", "GRACE_S", "GPUS"),
+    *(
+        "INDEX_URL",
+        "EXTRA_INDEX_URLS",
+        "PYTHON_DOWNLOADS",
+        "CONSTRAINTS",
+        "LEASE_S",
+        "HEARTBEAT_S",
+        "LOOK_S",
+        "GRACE_S",
+        "GPUS",
+    ),
     *("CHILD_UIDS", "WARM_PARENTS", "API_REQUESTS_PER_S"),
 )
 _DECIDED_HERE = {f"HEADRACE_{name.upper()}" for name in Settings.model_fields} - {

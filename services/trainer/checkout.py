@@ -50,7 +50,9 @@ class Workshop:
         self._mirrors = settings.state_dir / "git"
         self._index_url, self._extra = settings.index_url, _split_urls(settings.extra_index_urls)
         self._constraints = _read_constraints(settings.constraints)
-        self._environments = Environments(self._disk.environments, find_uv_bin(), self._disk.uv_cache)
+        pythons = self._disk.pythons if settings.python_downloads else None
+        self._environments = Environments(self._disk.environments, find_uv_bin(), self._disk.uv_cache, pythons)
+        self._opened: set[str] = set()
         self._known: dict[tuple[str, Path], tuple[Locked, Prepared]] = {}
         self._looks: dict[Path, tuple[Pace, threading.Lock]] = {}
         self._lock = threading.Lock()
@@ -63,7 +65,7 @@ class Workshop:
         )
         self.parents = Parents(most, disk, with_gpus=settings.warm_parents is not None)
         self.users.open_way(
-            settings.state_dir, disk.home, disk.environments, disk.checkouts, disk.bundles, disk.scratch
+            settings.state_dir, disk.home, disk.pythons, disk.environments, disk.checkouts, disk.bundles, disk.scratch
         )
 
     @contextmanager
@@ -127,6 +129,9 @@ class Workshop:
 
     def _build(self, locked: Locked, say: Say) -> Path:
         with _explained(), _BUILD:
+            if self._disk.pythons in Path(locked.python).parents and locked.python not in self._opened:
+                self.users.open_tree(self._disk.pythons)  # uv has fetched it for the worker's user
+                self._opened.add(locked.python)
             return self._environments.build(locked, on_progress=say)
 
 

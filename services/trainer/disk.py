@@ -38,6 +38,10 @@ class Disk:
         return self.home / "uv-cache"
 
     @property
+    def pythons(self) -> Path:
+        return self.home / "pythons"
+
+    @property
     def trash(self) -> Path:
         return self.home / "trash"
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
-from headrace.environment import EnvironmentRefused, Environments, Recipe, find_uv
+from headrace.environment import EnvironmentFailed, EnvironmentRefused, Environments, Recipe, find_uv
 
 from services.trainer.sandbox import Sandbox
 from tests.children import train
@@ -56,6 +58,60 @@ def test_a_project_is_trained_with_the_python_that_it_asks_for(
     train(tmp_path, BODY, python=str(python), sandbox=None if WHY else Sandbox())
     seen = json.loads((tmp_path / "scratch" / "work" / "seen.json").read_text())
     assert seen == [[int(part) for part in version.split(".")], str(python.parent.parent)]
+
+
+@another
+def test_one_that_is_not_here_is_fetched_where_the_operator_allows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An archive of this test's own, whose Python hands on to the real one."""
+    version, program = list(OTHERS.items())[-1]
+    monkeypatch.setenv("PATH", os.pathsep.join(part for part in nowhere_else(version)))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("UV_PYTHON_DOWNLOADS_JSON_URL", str(offer(tmp_path, version, program)))
+    (tmp_path / "pyproject.toml").write_text(PROJECT.format(asked=f"=={version}.*"))
+    pythons = tmp_path / "pythons"
+    with pytest.raises(EnvironmentRefused, match="is installed here; install one"):
+        Environments(tmp_path / "environments", find_uv(), tmp_path / "cache").lock(Recipe(tmp_path))
+    assert not pythons.exists()
+    environments = Environments(tmp_path / "environments", find_uv(), tmp_path / "cache", pythons)
+    assert environments.lock(Recipe(tmp_path)).python == str(program), "the fetched one says where the real one is"
+    assert list(pythons.glob(f"cpython-{version}.*/bin"))
+    (tmp_path / "pyproject.toml").write_text(PROJECT.format(asked="==3.98.*"))
+    with pytest.raises(EnvironmentFailed, match=r"no Python ==3\.98\.\* is installed here, and none could be fetched"):
+        environments.lock(Recipe(tmp_path))
+
+
+def nowhere_else(version: str) -> list[str]:
+    """The PATH without directories that have this one."""
+    return [part for part in os.environ["PATH"].split(os.pathsep) if not (Path(part) / f"python{version}").exists()]
+
+
+def offer(place: Path, version: str, program: Path) -> Path:
+    """What uv could fetch, as it wants it told."""
+    code = "import sys, platform; print(sys.version_info[2], platform.machine(), *platform.libc_ver()[:1])"
+    told = subprocess.run([program, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    made = place / "archive" / "python" / "bin" / f"python{version}"
+    made.parent.mkdir(parents=True)
+    made.write_text(f'#!/bin/sh\nexec {program} "$@"\n')
+    made.chmod(0o755)
+    library = made.parents[1] / "lib" / f"python{version}"
+    library.mkdir(parents=True)
+    (library / f"_sysconfigdata__{sys.platform}_{told[1]}-linux-gnu.py").write_text(
+        "# system configuration generated and used by the sysconfig module\nbuild_time_vars = {}\n"
+    )
+    archive = place / "python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(place / "archive" / "python", arcname="python")
+    major, minor = map(int, version.split("."))
+    one = {
+        "name": "cpython", "arch": {"family": told[1], "variant": None}, "os": sys.platform, "libc": "gnu", "major": major, "minor": minor,
+        "patch": int(told[0]), "prerelease": "", "url": archive.as_uri(), "sha256": hashlib.sha256(archive.read_bytes()).hexdigest(),
+        "variant": None, "build": "1",
+    }  # fmt: skip
+    offered = place / "offered.json"
+    offered.write_text(json.dumps({f"cpython-{version}.{told[0]}-{sys.platform}-{told[1]}-gnu": one}))
+    return offered
 
 
 def test_one_that_nobody_has_is_refused_by_its_number(tmp_path: Path) -> None:

@@ -65,12 +65,14 @@ class Locked:
 class Environments:
     """The environments under `root`. Any number of threads, processes and machines on one local disk may use the same root.
 
-    Raises `EnvironmentRefused` for what a repository may not ask for, `EnvironmentFailed` for what did not work.
+    Raises `EnvironmentRefused` for what a repository may not ask for, `EnvironmentFailed` for what did not work. A Python that is asked for
+    and is not here is fetched into `pythons`, if that is given.
     """
 
-    def __init__(self, root: Path, uv: Path | str, cache: Path) -> None:
+    def __init__(self, root: Path, uv: Path | str, cache: Path, pythons: Path | None = None) -> None:
         self._root = root
-        self._installer = Installer(uv, cache)
+        self._fetches = pythons is not None
+        self._installer = Installer(uv, cache, pythons)
         self._probes: dict[str, tuple[str, tuple[int, ...], str]] = {}
         self._seals: dict[Path, str] = {}
 
@@ -205,14 +207,7 @@ class Environments:
         asked = recipe.python or declared.requires_python or "3"
         if asked not in self._probes:
             self._root.mkdir(parents=True, exist_ok=True)
-            try:  # our own Python comes first on the PATH that uv sees
-                path = self._installer.uv(
-                    "python", "find", "--no-project", "--python-preference", "system", asked, cwd=self._root
-                )
-            except EnvironmentFailed as error:
-                raise EnvironmentRefused(
-                    f"no Python {asked} is installed here; install one, or change requires-python ({error})"
-                ) from error
+            path = self._find_python(asked)
             told = self._installer.run([path, "-I", "-c", _PROBE], cwd=self._root)
             self._probes[asked] = (path, tuple(json.loads(told)[0]), told)
         path, version, platform = self._probes[asked]
@@ -222,6 +217,23 @@ class Environments:
                 f"the project requires Python {declared.requires_python}, but {path} is {has}; name another Python"
             )
         return path, platform
+
+    def _find_python(self, asked: str) -> str:
+        """Our own comes first on the PATH that uv sees."""
+        words = ("python", "find", "--no-project", "--python-preference", "system", asked)
+        try:
+            return self._installer.uv(*words, cwd=self._root)
+        except EnvironmentFailed as error:
+            missing = f"no Python {asked} is installed here"
+            if not self._fetches:
+                raise EnvironmentRefused(f"{missing}; install one, or change requires-python ({error})") from error
+        try:
+            self._installer.uv("python", "install", "--no-bin", asked, cwd=self._root)
+            return self._installer.uv(*words, cwd=self._root)
+        except EnvironmentFailed as error:
+            raise EnvironmentFailed(
+                f"{missing}, and none could be fetched: {error}", transient=error.transient
+            ) from error
 
     def _export(self, declared: Declared, python: str) -> str:
         assert declared.project is not None

@@ -16,6 +16,7 @@ from headrace.warded import Ending, Warded
 Progress = Callable[[str], None]
 
 _PASSED_ON = re.compile(r"PATH|HOME|TMPDIR|LANG|LC_ALL|SSL_CERT_FILE|SSL_CERT_DIR|(?i:(https?|all|no)_proxy)")
+_PYTHON_SOURCES = ("UV_PYTHON_INSTALL_MIRROR", "UV_PYTHON_DOWNLOADS_JSON_URL")
 _TRANSIENT = re.compile(
     r"error sending request|connection (refused|reset|closed|error)|timed? ?out|dns error|temporary failure|tls handshake"
     r"|status (server )?error \((429|5\d\d)|no space left|killed by|lost with its warden",
@@ -59,9 +60,11 @@ class Installer:
     Index and configuration come from the operator alone: neither the repository's `[tool.uv]` nor the user's own uv.toml is read.
     """
 
-    def __init__(self, uv: Path | str, cache: Path) -> None:
+    def __init__(self, uv: Path | str, cache: Path, pythons: Path | None = None) -> None:
+        """`pythons`: where uv keeps the Pythons that it may fetch, when it is told to install one; None: it may not."""
         self._uv = str(uv)
         self._cache = cache
+        self._pythons = pythons
 
     def uv(
         self, *arguments: str | Path, cwd: Path, indexes: Indexes = Indexes(), progress: Progress | None = None
@@ -111,4 +114,7 @@ class Installer:
             "UV_PYTHON_DOWNLOADS": "never",
             "NO_COLOR": "1",
         }
+        if self._pythons is not None:
+            variables |= {"UV_PYTHON_INSTALL_DIR": str(self._pythons), "UV_PYTHON_DOWNLOADS": "manual"}
+            variables |= {name: os.environ[name] for name in _PYTHON_SOURCES if name in os.environ}
         return variables | indexes.variables()
