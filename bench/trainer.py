@@ -177,7 +177,7 @@ class Bench:
     def span_s(self, ids: Sequence[int]) -> float:
         """From due to the last one's end."""
         with self._ledger.read() as tx:
-            query = select(func.min(tables.run.c.due_at), func.max(tables.run.c.finished_at))
+            query = select(func.min(tables.run.c.planned_at), func.max(tables.run.c.finished_at))
             due, ended = tx.execute(query.where(tables.run.c.id.in_(ids))).one()
         return float((ended - due).total_seconds())
 

@@ -50,11 +50,17 @@ _THREADS = {
 """By the name of a shared library: whose variable it goes by, and what raises its number of threads."""
 
 
-def serve(descriptor: str, modules: str, carry_out: Callable[..., None], load: Callable[[str, Path], Any]) -> None:
-    """Be the parent until its owner goes. `carry_out` does a job in a fork and ends it; `load` makes a module of a file."""
+def serve(
+    descriptor: str,
+    modules: str,
+    prepare: Callable[[], None],
+    carry_out: Callable[..., None],
+    load: Callable[[str, Path], Any],
+) -> None:
+    """Be the parent until its owner goes. `prepare` sets variables before anything is imported, `carry_out` does a job in a fork and ends it; `load` makes a module of a file."""
     connection, board = socket.socket(fileno=int(descriptor)), Board()
     os.environ.update(json.loads(connection.recv(_MOST_BYTES))["variables"])
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as harness.py has it: read when the library is loaded
+    prepare()
     for name in json.loads(Path(modules).read_text(encoding="utf-8")):
         try:
             importlib.import_module(name)
