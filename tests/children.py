@@ -90,7 +90,7 @@ def train(
         sandbox=sandbox,
     )
     lent, parents = users or Users(None, place / "users"), Parents(int(ways.forked()), Disk(place / "trainer"))
-    parents.saw(prepared.python, "m", ("json",))
+    parents.saw(prepared.python, "m", [], ("json",))
     beat: Beat = lambda _: None  # noqa: E731
     try:
         with Heart(beat, 60.0, leaving or threading.Event()) as heart, keeper(scratch):

@@ -71,7 +71,7 @@ def run(work: Work, prepared: Prepared, users: Users, parents: Parents, logs: Lo
     with one if work.sandbox is None else nullcontext() as kept:
         ending = execute(job.command(prepared.python, file), work, prepared, users, logs, heart, kept)
     result = _read_result(work.scratch / "result.json", ending, killed_before)
-    parents.saw(prepared.python, model, result.imported)
+    parents.saw(prepared.python, model, roots, result.imported)
     return result
 
 

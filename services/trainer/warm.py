@@ -29,7 +29,7 @@ from services.trainer.shares import GPUS, THREADS
 OF_ONE_JOB = frozenset(("HOME", "TMPDIR", "HEADRACE_RUN_ID", *THREADS, *GPUS))
 """Variables that a fork gets and a parent does not."""
 START_S, SLICE_S = 120.0, 0.1
-MOST_USES, MOST_AGE_S = 1000, 12 * 3600.0
+MOST_USES, MOST_AGE_S, MOST_SEEN = 1000, 12 * 3600.0, 1000
 MEMORY_PART = 8  # of the machine's memory, for all parents together
 log = structlog.get_logger()
 
@@ -42,6 +42,14 @@ class Wanted:
     modules: tuple[str, ...]
     variables: frozenset[tuple[str, str]]
     confined: Confined
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the code under `roots` has imported, in order."""
+
+    roots: tuple[str, ...]
+    modules: tuple[str, ...]
 
 
 @dataclass
@@ -69,7 +77,7 @@ class Parents:
         self._most = most if _can_fork() else 0
         self._disk, self._with_gpus = disk, with_gpus
         self._kept: list[Kept] = []
-        self._seen: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._seen: dict[tuple[str, str], Seen] = {}
         self._unfit: set[Wanted] = set()
         self._starting = threading.Lock()
         self._started: Wanted | None = None  # by who holds it
@@ -82,12 +90,27 @@ class Parents:
         with self._lock:
             return [kept.parent.pid for kept in self._kept]
 
-    def saw(self, python: Path, model: str, modules: tuple[str, ...]) -> None:
+    def saw(self, python: Path, model: str, roots: Sequence[str], modules: tuple[str, ...]) -> None:
         """What a model has imported in an environment, besides what its parent had."""
         if modules and self._most:
             with self._lock:
-                before = self._seen.get((str(python), model), ())
-                self._seen[str(python), model] = tuple(dict.fromkeys((*before, *modules)))
+                before = self._known(python, model, roots)
+                seen = tuple(dict.fromkeys((*before, *map(sys.intern, modules))))
+                self._seen.pop((str(python), model), None)
+                self._seen[str(python), model] = Seen(tuple(roots), seen)
+                while len(self._seen) > MOST_SEEN:
+                    del self._seen[next(iter(self._seen))]
+
+    def _known(self, python: Path, model: str, roots: Sequence[str]) -> tuple[str, ...]:
+        """By what it imported before; of a model that is new here, by what another of the very same code did."""
+        if (own := self._seen.get((str(python), model))) is not None:
+            return own.modules
+        alike = (
+            seen.modules
+            for (where, _), seen in self._seen.items()
+            if (where, seen.roots) == (str(python), tuple(roots))
+        )
+        return next(alike, ())
 
     @contextmanager
     def one(
@@ -120,7 +143,8 @@ class Parents:
     def _wanted(
         self, python: Path, model: str, roots: Sequence[str], env: Mapping[str, str], confined: Confined
     ) -> Wanted | None:
-        modules = self._seen.get((str(python), model))
+        with self._lock:
+            modules = self._known(python, model, roots)
         if not self._most or not modules or (any(map(env.get, GPUS)) and not self._with_gpus):
             return None
         if _shadowed(modules, roots):

@@ -95,7 +95,7 @@ def test_the_second_attempt_starts_a_parent_and_later_ones_are_forks_of_it(tmp_p
     first, second, third = (Attempt(tmp_path, name) for name in ("first", "second", "third"))
     with ExitStack() as held:
         assert one(held, parents, first) is None, "nobody knows yet what it imports"
-    parents.saw(PYTHON, "m", ("numpy.random",))
+    parents.saw(PYTHON, "m", [], ("numpy.random",))
     told = []
     for attempt in (second, third):
         with ExitStack() as held:
@@ -120,7 +120,7 @@ def test_the_second_attempt_starts_a_parent_and_later_ones_are_forks_of_it(tmp_p
 def test_a_parent_serves_whoever_would_have_found_the_same(tmp_path: Path, parents: Parents) -> None:
     attempt = Attempt(tmp_path, "one")
     for model, modules in (("m", ("json",)), ("alike", ("json",)), ("other", ("json", "csv"))):
-        parents.saw(PYTHON, model, modules)
+        parents.saw(PYTHON, model, [], modules)
     with ExitStack() as held:
         first = one(held, parents, attempt)
         assert first is not None
@@ -135,13 +135,24 @@ def test_a_parent_serves_whoever_would_have_found_the_same(tmp_path: Path, paren
     assert len(parents.pids) == 2, "the bound holds: those not used for longest have made room"
 
 
+def test_of_a_model_that_is_new_here_another_of_the_same_code_tells_what_it_will_import(
+    tmp_path: Path, parents: Parents
+) -> None:
+    attempt, elsewhere = Attempt(tmp_path, "one"), Attempt(tmp_path, "two")
+    parents.saw(PYTHON, "m", attempt.roots, ("json",))
+    with ExitStack() as held:
+        assert one(held, parents, attempt, "new") is one(held, parents, attempt, "m")
+        assert one(held, parents, elsewhere, "new") is None
+        assert one(held, parents, elsewhere, "m") is one(held, parents, attempt, "m"), "its next release"
+
+
 def test_where_no_parent_may_serve_the_job_is_executed(tmp_path: Path, parents: Parents) -> None:
     attempt = Attempt(tmp_path, "one")
-    parents.saw(PYTHON, "m", ("json", "numpy"))
+    parents.saw(PYTHON, "m", [], ("json", "numpy"))
     with ExitStack() as held:
         assert one(held, parents, attempt, env={**attempt.env, "CUDA_VISIBLE_DEVICES": "0"}) is None
     asked = Parents(1, Disk(tmp_path / "asked"), with_gpus=True)
-    asked.saw(PYTHON, "m", ("json",))
+    asked.saw(PYTHON, "m", [], ("json",))
     with ExitStack() as held:
         assert one(held, asked, attempt, env={**attempt.env, "CUDA_VISIBLE_DEVICES": "0"}) is not None
     asked.close()
@@ -152,14 +163,14 @@ def test_where_no_parent_may_serve_the_job_is_executed(tmp_path: Path, parents: 
     with ExitStack() as held:
         assert one(held, parents, attempt) is None, "the author's own numpy comes before the installed one"
     off = Parents(0, Disk(tmp_path / "off"))
-    off.saw(PYTHON, "m", ("json",))
+    off.saw(PYTHON, "m", [], ("json",))
     with ExitStack() as held:
         assert one(held, off, attempt) is None
 
 
 def test_with_all_in_use_a_job_is_executed_rather_than_wait(tmp_path: Path) -> None:
     attempt, parents = Attempt(tmp_path, "one"), Parents(1, Disk(tmp_path / "trainer"))
-    parents.saw(PYTHON, "m", ("json",))
+    parents.saw(PYTHON, "m", [], ("json",))
     with ExitStack() as held:
         assert one(held, parents, attempt) is not None
         assert one(held, parents, attempt, env={**attempt.env, "A": "b"}) is None
@@ -168,7 +179,7 @@ def test_with_all_in_use_a_job_is_executed_rather_than_wait(tmp_path: Path) -> N
 
 def test_two_who_ask_at_once_get_the_same_one(tmp_path: Path, parents: Parents) -> None:
     attempt, found = Attempt(tmp_path, "one"), []
-    parents.saw(PYTHON, "m", ("numpy",))
+    parents.saw(PYTHON, "m", [], ("numpy",))
     both = threading.Barrier(2)
 
     def ask() -> None:
@@ -188,7 +199,7 @@ def test_two_who_ask_at_once_get_the_same_one(tmp_path: Path, parents: Parents) 
 @pytest.mark.parametrize("spent", ["uses", "age", "memory"])
 def test_a_parent_is_used_for_so_long_and_no_longer(tmp_path: Path, parents: Parents, monkeypatch: pytest.MonkeyPatch, spent: str) -> None:  # fmt: skip
     attempt = Attempt(tmp_path, "one")
-    parents.saw(PYTHON, "m", ("json",))
+    parents.saw(PYTHON, "m", [], ("json",))
     name, value = {"uses": ("MOST_USES", 1), "age": ("MOST_AGE_S", 0.0), "memory": ("MEMORY_PART", 10**9)}[spent]
     monkeypatch.setattr(warm, name, value)
     with ExitStack() as held:
@@ -244,7 +255,7 @@ def test_what_starts_threads_is_never_forked(
     (packages / "exits.py").write_text("import sys\nprint('this machine has no licence')\nsys.exit(3)\n")
     monkeypatch.setattr(warm, "START_S", 0.5)
     for name in ("threads", "hangs", "exits"):
-        parents.saw(python, name, (name,))
+        parents.saw(python, name, [], (name,))
         for _ in range(2):
             began = time.monotonic()
             with parents.one(python, name, attempt.roots, attempt.env, CONFINED, lambda: None) as kept:
@@ -256,7 +267,7 @@ def test_what_starts_threads_is_never_forked(
 
 def test_a_stop_is_heard_while_a_parent_imports(tmp_path: Path, parents: Parents) -> None:
     attempt = Attempt(tmp_path, "one")
-    parents.saw(PYTHON, "m", ("numpy",))
+    parents.saw(PYTHON, "m", [], ("numpy",))
 
     def stop() -> None:
         raise KeyError("stop")
@@ -290,8 +301,9 @@ def train(job):
 
 
 def begun(attempt: Attempt) -> int:
-    eventually(lambda: (attempt.scratch / "work" / "begun").exists())
-    return int((attempt.scratch / "work" / "begun").read_text())
+    said = attempt.scratch / "work" / "begun"
+    eventually(lambda: said.exists() and said.read_text() != "")
+    return int(said.read_text())
 
 
 def test_forks_end_each_for_itself(tmp_path: Path, parent: WarmParent) -> None:
