@@ -13,6 +13,7 @@ from celery.signals import worker_init, worker_shutdown, worker_shutting_down
 from headrace.job import HARNESS
 
 from services.trainer import tasks
+from services.trainer.ahead import Ahead
 from services.trainer.attempt import Trainer
 from services.trainer.checkout import Workshop
 from services.trainer.claims import LedgerClaims, LedgerScores, LedgerWork
@@ -50,7 +51,8 @@ def build(settings: Settings) -> Celery:
     work = LedgerWork(ledger, settings.worker, settings.compute_class, settings.slots)
     lookout = Lookout(work, slots, lambda due: _ring(bell, settings.compute_class, due), do, leaving, settings.look_s)
     tasks.register(app, slots, lookout, do)
-    _connect(settings, lookout, DiskTidy(settings.state_dir, work.catalog, leaving), workshop.parents)
+    ahead, tidy = Ahead(work, workshop, slots, leaving), DiskTidy(settings.state_dir, work.catalog, leaving)
+    _connect(settings, lookout, ahead, tidy, workshop.parents)
     return app
 
 
@@ -119,12 +121,13 @@ def _ring(bell: Celery, compute_class: str, due: Due) -> bool:
     return messages.ring(bell, messages.EVALUATE, queue, *due)
 
 
-def _connect(settings: Settings, lookout: Lookout, tidy: DiskTidy, parents: Parents) -> None:
+def _connect(settings: Settings, lookout: Lookout, ahead: Ahead, tidy: DiskTidy, parents: Parents) -> None:
     """Celery's moments: the look into the ledger starts before the broker is reached, and a warm stop hands runs back."""
 
     @worker_init.connect(weak=False)  # type: ignore[untyped-decorator]
     def started(**_: Any) -> None:
         lookout.start()
+        ahead.start()
         tidy.start()
         if advice := git.too_old(git.version()):
             log.warning("git_is_old", advice=advice)

@@ -8,12 +8,13 @@ from datetime import timedelta
 from typing import Protocol
 
 from services.trainer.told import Told
-from shared.catalog import Catalog
+from shared.catalog import Catalog, Model
 from shared.cuts import Range, digest, from_json, to_json
 from shared.errors import Unavailable
 from shared.gates import Scores
-from shared.ledger import Ledger, Transaction, attempts, configuration, repeats, runs, scores, workers
+from shared.ledger import Ledger, Transaction, attempts, configuration, releases, repeats, runs, scores, workers
 from shared.ledger.attempts import Checkpoint, Claim, Failure, Trained, Used
+from shared.ledger.releases import Release
 
 PATIENCE_S = 60.0
 SCORE_PAUSE = timedelta(seconds=10)
@@ -149,6 +150,13 @@ class LedgerWork:
             run = runs.claimable(tx, self._class, patience)
             wanted = scores.wanted(tx, self._class) if run is None else None
             return run if run is not None else (wanted.run_id, wanted.holdout) if wanted is not None else None
+
+    def coming(self) -> list[tuple[Model, Release]]:
+        """The models of this class with a run that waits for its time, and the release that it would train."""
+        with self._ledger.read() as tx:
+            models = configuration.in_force(tx).catalog.models
+            waiting = [row for row in runs.coming(tx, self._class) if row.model in models]
+            return [(models[row.model], releases.find(tx, row.release_id)) for row in waiting]
 
     def is_open(self, due: int | tuple[int, str]) -> bool:
         """Whether nobody has claimed the run, or the wanted score, since it became due."""

@@ -108,6 +108,12 @@ def claimable(tx: Transaction, compute_class: str, patience: timedelta = timedel
     return id
 
 
+def coming(tx: Transaction, compute_class: str) -> list[Any]:
+    """Those that wait and are not due yet, the oldest first."""
+    waits = and_(run.c.state == RunState.WAITING, or_(run.c.due_at.is_(None), run.c.due_at > tx.now))
+    return list(tx.execute(select(run).where(run.c.compute_class == compute_class, waits).order_by(run.c.id)))
+
+
 def is_claimable(tx: Transaction, id: int) -> bool:
     return tx.execute(select(run.c.id).where(run.c.id == id, _claimable(tx.now))).first() is not None
 
