@@ -49,15 +49,13 @@ class Ahead:
 
     def prepare(self) -> None:
         """What keeps it from being made is left to the run that it is for, which tells its author."""
-        if self.slots.busy:
-            return
         coming = {
             (model.repository, model.subdirectory, release.commit): (model, release)
             for model, release in self.work.coming()
         }
         self._tried &= coming.keys()
         for key, (model, release) in coming.items():
-            if key in self._tried or self.slots.busy or self.leaving.is_set():
+            if key in self._tried or self.slots.busy:
                 continue
             self._tried.add(key)
             try:
