@@ -169,7 +169,7 @@ def test_a_nudge_without_news_is_noted_once() -> None:
     ledger, clock = in_memory()
     pile = Pile()
     with running(ledger, pile, poll=DAY) as one:
-        until(lambda: pile.looks == 1)
+        until(lambda: row(ledger).looked_at == clock.at)
         clock.forward(seconds=5)
         with ledger.write() as tx:
             datasets.nudge(tx, "flights")
