@@ -113,12 +113,9 @@ class Workshop:
         """Who runs as another user cannot have written there. A look at every file costs a tenth of a second: attempts that follow each other
         closely, or run side by side, share one."""
         pace, looked_at = self._looks.setdefault(environment, (Pace(0.0), threading.Lock()))
-        if not self.users.others and looked_at.acquire(blocking=False):
-            try:
-                with _explained():
-                    pace.take(partial(self._environments.check, environment))
-            finally:
-                looked_at.release()
+        if not self.users.others:
+            with looked_at, _explained():
+                pace.take(partial(self._environments.check, environment))
 
     def _lock_requirements(self, checkout: Path) -> Locked:
         with _explained(), _LOCK:

@@ -103,8 +103,8 @@ def _start(argv: Sequence[str], work: Work, log: Path, confined: Confined, kept:
     if kept is not None:
         try:
             return kept.parent.fork(Path(argv[-1]), log=log, env=work.env, cwd=cwd, cpus=work.cpus)
-        except OSError as error:  # it was killed meanwhile
-            kept.parent.close()
+        except OSError as error:  # it was killed meanwhile; or not, and others may have forks of it
+            kept.spend()
             _log.warning("warm_parent_lost", reason=str(error))
     return Warded.start(argv, log=log, env=work.env, cwd=cwd, confined=confined)
 

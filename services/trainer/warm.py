@@ -8,6 +8,8 @@ found the same: the same environment, modules, variables and limits.
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import shutil
 import sys
 import threading
@@ -15,12 +17,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from itertools import count
 from pathlib import Path
 
 import structlog
 from headrace.warded import Confined
-from headrace.warm_parent import Unfit, WarmParent
+from headrace.warm_parent import LANGUAGE, Unfit, WarmParent
 
 from services.trainer.disk import Disk
 from services.trainer.limits import machine_memory, resident_bytes
@@ -28,8 +29,11 @@ from services.trainer.shares import GPUS, THREADS
 
 OF_ONE_JOB = frozenset(("HOME", "TMPDIR", "HEADRACE_RUN_ID", *THREADS, *GPUS))
 """Variables that a fork gets and a parent does not."""
-START_S, SLICE_S = 120.0, 0.1
+_TOO_EARLY = re.compile(r"TZ|(LC|LD|DYLD|MALLOC|GLIBC)_.*")
+"""Variables that the C library and the loader go by before anything could tell a parent of them."""
+START_S, SLICE_S, AGAIN_S = 120.0, 0.1, 3600.0
 MOST_USES, MOST_AGE_S, MOST_SEEN = 1000, 12 * 3600.0, 1000
+MOST_UNFIT = 100
 MEMORY_PART = 8  # of the machine's memory, for all parents together
 log = structlog.get_logger()
 
@@ -65,6 +69,10 @@ class Kept:
     users: int = 0
     size_bytes: int = 0
 
+    def spend(self) -> None:
+        """Nobody is to get it any more; it ends when its last user does."""
+        self.uses = MOST_USES
+
     @property
     def is_spent(self) -> bool:
         return not self.parent.is_alive or self.uses >= MOST_USES or time.monotonic() - self.began_at > MOST_AGE_S
@@ -78,11 +86,10 @@ class Parents:
         self._disk, self._with_gpus = disk, with_gpus
         self._kept: list[Kept] = []
         self._seen: dict[tuple[str, str], Seen] = {}
-        self._unfit: set[Wanted] = set()
+        self._unfit: dict[Wanted, float] = {}  # until when
         self._starting = threading.Lock()
         self._started: Wanted | None = None  # by who holds it
         self._lock = threading.Lock()
-        self._numbers = count(1)
 
     @property
     def pids(self) -> list[int]:
@@ -90,11 +97,13 @@ class Parents:
         with self._lock:
             return [kept.parent.pid for kept in self._kept]
 
-    def saw(self, python: Path, model: str, roots: Sequence[str], modules: tuple[str, ...]) -> None:
-        """What a model has imported in an environment, besides what its parent had."""
-        if modules and self._most:
+    def saw(self, python: Path, model: str, roots: Sequence[str], modules: tuple[str, ...] | None) -> None:
+        """What a model has imported in an environment, besides what its parent had; None: what it imports goes by what its code does before,
+        so that no parent can import for it."""
+        if modules != () and self._most:
             with self._lock:
-                before = self._known(python, model, roots)
+                before = self._known(python, model, roots) if modules is not None else ()
+                modules = modules or ()
                 seen = tuple(dict.fromkeys((*before, *map(sys.intern, modules))))
                 self._seen.pop((str(python), model), None)
                 self._seen[str(python), model] = Seen(tuple(roots), seen)
@@ -137,8 +146,9 @@ class Parents:
     def close(self) -> None:
         with self._lock:
             kept, self._kept, self._most = self._kept, [], 0
-        for one in kept:
-            one.held.close()
+        with ExitStack() as ending:
+            for one in kept:
+                ending.callback(one.held.close)
 
     def _wanted(
         self, python: Path, model: str, roots: Sequence[str], env: Mapping[str, str], confined: Confined
@@ -147,12 +157,12 @@ class Parents:
             modules = self._known(python, model, roots)
         if not self._most or not modules or (any(map(env.get, GPUS)) and not self._with_gpus):
             return None
-        if _shadowed(modules, roots):
+        if _shadowed(modules, roots) or env.get("LANG") != LANGUAGE or any(map(_TOO_EARLY.fullmatch, env)):
             return None
         variables = frozenset((name, value) for name, value in env.items() if name not in OF_ONE_JOB)
         built_at = python.parent.parent.stat().st_ctime_ns
         wanted = Wanted((str(python), built_at), modules, variables, replace(confined, cpus=()))
-        return wanted if wanted not in self._unfit else None
+        return wanted if self._unfit.get(wanted, 0.0) < time.monotonic() else None
 
     def _take(self, wanted: Wanted) -> Kept | None:
         with self._lock:
@@ -166,8 +176,10 @@ class Parents:
     def _start(self, wanted: Wanted, python: Path, check: Callable[[], None]) -> Kept | None:
         """One that imports what is wanted; the one that somebody starts already is waited for. While another one is started, or all are in
         use, none: a job would rather be executed than wait."""
-        if not self._starting.acquire(blocking=wanted == self._started):
-            return None
+        while not self._starting.acquire(timeout=SLICE_S if wanted == self._started else 0):
+            if wanted != self._started:
+                return None
+            check()
         try:
             if (kept := self._take(wanted)) is not None or not self._make_room(lambda: len(self._kept) < self._most):
                 return kept
@@ -177,24 +189,30 @@ class Parents:
                 kept = self._import(wanted, python, check)
             except (OSError, Unfit) as error:
                 log.warning("no_warm_parent", environment=wanted.environment[0], reason=str(error))
-                self._unfit.add(wanted)
+                with self._lock:
+                    self._unfit[wanted] = time.monotonic() + AGAIN_S
+                    while len(self._unfit) > MOST_UNFIT:
+                        del self._unfit[next(iter(self._unfit))]
                 return None
             log.info("warm_parent_started", environment=wanted.environment[0], seconds=time.monotonic() - began)
             with self._lock:
-                self._kept.append(kept)
-            return kept
+                if self._most:
+                    self._kept.append(kept)
+                    return kept
+            kept.held.close()  # the worker has left meanwhile
+            return None
         finally:
             self._started = None
             self._starting.release()
 
     def _import(self, wanted: Wanted, python: Path, check: Callable[[], None]) -> Kept:
-        place = self._disk.scratch / f"parent-{os.getpid()}-{next(self._numbers)}"
+        place = self._disk.scratch / f"parent-{secrets.token_hex(6)}"
         with ExitStack() as held:
             held.enter_context(self._disk.using(place))
             held.callback(shutil.rmtree, place, ignore_errors=True)
             home = place / "home"
             home.mkdir(parents=True, mode=0o700)
-            variables = {**dict(wanted.variables), "HOME": str(home), "TMPDIR": str(home)}
+            variables = {**dict(wanted.variables), "HOME": str(home), "TMPDIR": str(home), **dict.fromkeys(GPUS, "")}
             parent = WarmParent.start(python, wanted.modules, variables, place, wanted.confined, THREADS)
             held.callback(parent.close)
             deadline = time.monotonic() + START_S

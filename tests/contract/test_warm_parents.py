@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from headrace import job
+from headrace.outcome import understand
 from headrace.warded import Confined, Ending, Warded
 from headrace.warm_parent import Unfit, WarmParent
 
@@ -156,6 +157,13 @@ def test_where_no_parent_may_serve_the_job_is_executed(tmp_path: Path, parents: 
     with ExitStack() as held:
         assert one(held, asked, attempt, env={**attempt.env, "CUDA_VISIBLE_DEVICES": "0"}) is not None
     asked.close()
+    for early in (
+        {"TZ": "Asia/Tokyo"},
+        {"LD_LIBRARY_PATH": "/opt"},
+        {"LANG": "de_DE.UTF-8"},
+    ):  # a parent is told too late
+        with ExitStack() as held:
+            assert one(held, parents, attempt, env={**attempt.env, **early}) is None
     (Path(attempt.roots[0]) / "json.py").write_text("")  # the standard library comes first anyway
     with ExitStack() as held:
         assert one(held, parents, attempt) is not None
@@ -226,12 +234,12 @@ def python_of(packages: Path) -> Path:
 
 def test_what_a_library_took_from_the_parent_s_surroundings_is_put_right(tmp_path: Path, packages: Path) -> None:
     (packages / "caches.py").write_text(
-        "import os, tempfile\nWHERE, TOLD = tempfile.gettempdir(), os.environ['TOLD']\n"
+        "import os, tempfile\nos.environ['KMP_OWN'] = 'set by it'\nWHERE, TOLD = tempfile.gettempdir(), os.environ['TOLD']\n"
     )
     attempt = Attempt(
         tmp_path,
         "one",
-        "import caches, tempfile\ndef train(job):\n    print(caches.TOLD, tempfile.gettempdir())\n    return {}\n",
+        "import caches, os, tempfile\ndef train(job):\n    print(caches.TOLD, tempfile.gettempdir(), os.environ['KMP_OWN'])\n    return {}\n",
     )
     place = tmp_path / "parent"
     place.mkdir()
@@ -241,7 +249,20 @@ def test_what_a_library_took_from_the_parent_s_surroundings_is_put_right(tmp_pat
     eventually(lambda: parent.ready(0.1))
     assert attempt.fork(parent).wait(30) == Ending(0, None)
     parent.close()
-    assert (attempt.scratch / "output.log").read_text() == f"in time {attempt.env['TMPDIR']}\n"
+    assert (attempt.scratch / "output.log").read_text() == f"in time {attempt.env['TMPDIR']} set by it\n"
+
+
+def test_a_model_whose_code_sets_variables_before_it_imports_is_executed(tmp_path: Path, parents: Parents) -> None:
+    sets = "import os\nos.environ['KERAS_BACKEND'] = 'jax'\nimport csv\ndef train(job):\n    return {}\n"
+    attempt = Attempt(tmp_path, "one", sets)
+    argv = job.command(PYTHON, attempt.file)
+    subprocess.run(argv, env=attempt.env, check=True, capture_output=True)
+    result = understand((attempt.scratch / "result.json").read_bytes(), Ending(0, None), lambda: False)
+    assert result.imported is None
+    parents.saw(PYTHON, "m", attempt.roots, ("json",))
+    parents.saw(PYTHON, "m", attempt.roots, result.imported)
+    with ExitStack() as held:
+        assert one(held, parents, attempt) is None
 
 
 def test_what_starts_threads_is_never_forked(
@@ -251,10 +272,12 @@ def test_what_starts_threads_is_never_forked(
     (packages / "threads.py").write_text(
         "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
     )
+    (packages / "child.py").write_text("import subprocess\nsubprocess.Popen(['sleep', '60'])\n")
+    (packages / "refuses.py").write_text("raise ImportError('no backend')\n")
     (packages / "hangs.py").write_text("import time\ntime.sleep(60)\n")
     (packages / "exits.py").write_text("import sys\nprint('this machine has no licence')\nsys.exit(3)\n")
     monkeypatch.setattr(warm, "START_S", 0.5)
-    for name in ("threads", "hangs", "exits"):
+    for name in ("threads", "child", "refuses", "hangs", "exits"):
         parents.saw(python, name, [], (name,))
         for _ in range(2):
             began = time.monotonic()

@@ -25,7 +25,7 @@ scratch/events.jsonl, a line each, as it happens
     {"event": "listens"}    from here on the code is told to stop, and comes to an end by itself
 
 scratch/result.json, at the end, whole or not at all
-    {"ok": true, "metrics": {…}|null, "seconds": {phase: s}, "imported": [modules, not the author's, that were not there]}   exit code 0
+    {"ok": true, "metrics": {…}|null, "seconds": {phase: s}, "imported": [modules, not the author's, that were not there]|null}   exit code 0
     {"ok": false, "kind": "author_error"|"invalid_metric"|"bad_output"|"disk_limit"|"out_of_memory"|"infrastructure"|"stopped", "message", "traceback"}            exit code 1
     (of a command the traceback is the end of its output)
 
@@ -48,6 +48,7 @@ from pathlib import Path
 from typing import Any
 
 _FRAMES = 8
+_LIBRARIES_OWN = ("KMP_",)  # variables that scikit-learn sets when it is imported
 _DISK = {
     errno.EFBIG: "disk_limit",
     errno.ENOSPC: "infrastructure",
@@ -77,7 +78,7 @@ class Harness:
             ]
             self._commands = needs[-1].Commands(job, self._author, self._jobs.check_metric, *needs[:-1])
         self._seconds: dict[str, float] = {}
-        self._known = frozenset(known)
+        self._known, self._environ = frozenset(known), dict(os.environ)
         self._installed = tuple(os.path.join(entry, "") for entry in sys.path)  # before the author's own
 
     def run(self) -> dict[str, Any]:
@@ -105,8 +106,12 @@ class Harness:
             return _failed("out_of_memory" if graphics else "author_error", _describe(error), error)
         return {"ok": True, "metrics": metrics, "seconds": self._seconds, "imported": self._imported()}
 
-    def _imported(self) -> list[str]:
-        """What came from the environment or the standard library, in the order in which it was asked for."""
+    def _imported(self) -> list[str] | None:
+        """What came from the environment or the standard library, in the order in which it was asked for; None where variables were set meanwhile,
+        which libraries may have gone by when they were imported."""
+        changed = {name for name, value in os.environ.items() if self._environ.get(name) != value}
+        if any(not name.startswith(_LIBRARIES_OWN) for name in changed | (self._environ.keys() - os.environ.keys())):
+            return None
         found = []
         for name, module in list(sys.modules.items()):
             origin = getattr(getattr(module, "__spec__", None), "origin", None)

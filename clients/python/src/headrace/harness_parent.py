@@ -61,11 +61,14 @@ def serve(
     connection, board = socket.socket(fileno=int(descriptor)), Board()
     os.environ.update(json.loads(connection.recv(_MOST_BYTES))["variables"])
     prepare()
+    before = dict(os.environ)
     for name in json.loads(Path(modules).read_text(encoding="utf-8")):
         try:
             importlib.import_module(name)
-        except Exception:  # noqa: BLE001 - whatever it raises: an attempt that wants it will meet it, and say so
-            traceback.print_exc()
+        except Exception as error:  # noqa: BLE001 - whatever it raises: an attempt could import it, so something differs here
+            connection.send(json.dumps({"unfit": f"{name} cannot be imported in it: {error!r}"[:500]}).encode())
+            return
+    added = {name: value for name, value in os.environ.items() if before.get(name) != value}  # by libraries
     here = Path(__file__).parent
     _, *_, warden = (load(f"headrace_{name}", here / f"{name}.py") for name in _SAME)
     if why := _unfit():
@@ -83,10 +86,17 @@ def serve(
         if not message:
             return
         asked = json.loads(message)
-        warden_pid = os.fork()
+        try:
+            warden_pid = os.fork()
+        except OSError as error:
+            for number in descriptors:
+                os.close(number)
+            connection.send(json.dumps({"error": str(error)}).encode())
+            continue
         if warden_pid == 0:
             connection.close()
             board.show(asked["variables"])
+            asked["variables"] = {**added, **asked["variables"]}
             _guard(warden, asked, descriptors, lambda job: carry_out(job, known))
         for number in descriptors:
             os.close(number)
@@ -117,6 +127,9 @@ def _unfit() -> str | None:
         if int(number) != os.getpid():
             threads.append(Path(f"/proc/self/task/{number}/comm").read_text().strip())
     others = sorted(set(threads) - _FORKED_WELL)
+    children = Path(f"/proc/self/task/{os.getpid()}/children")  # not every kernel has it
+    if children.exists() and children.read_text().strip():
+        return "its imports have started processes, which all forks would share"
     return f"its imports have started threads, which no fork would have: {', '.join(others)}" if others else None
 
 
@@ -161,6 +174,9 @@ def _be(warden: Any, asked: dict[str, Any], started: int, carry_out: Callable[[s
         os.close(started)
         _refresh()
         carry_out(asked["job"])
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     except BaseException:  # noqa: BLE001 - as Python ends with what nobody caught
         traceback.print_exc()
         sys.stderr.flush()
@@ -170,6 +186,9 @@ def _be(warden: Any, asked: dict[str, Any], started: int, carry_out: Callable[[s
 def _refresh() -> None:
     """What libraries have made of the variables, the directories and the chance that the parent had."""
     tempfile.tempdir = None
+    if "matplotlib" in sys.modules:
+        for name in ("get_configdir", "get_cachedir"):
+            getattr(sys.modules["matplotlib"], name).cache_clear()
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
     _raise_threads()
@@ -178,7 +197,7 @@ def _refresh() -> None:
 def _raise_threads() -> None:
     """As many as the variables of this job say, else one for each CPU: those libraries have read 1 when they were loaded."""
     with open("/proc/self/maps") as stream:
-        mapped = {line.split()[-1] for line in stream if ".so" in line}
+        mapped = {line.rstrip("\n").split(maxsplit=5)[-1] for line in stream if ".so" in line}
     for path in sorted(mapped):
         for pattern, (family, functions) in _THREADS.items():
             if re.search(pattern, path.rpartition("/")[2]):

@@ -58,11 +58,11 @@ class RunFailed(Exception):
 @dataclass(frozen=True)
 class Result:
     """What the harness says of a child that did its work: metrics of `evaluate`, seconds of each phase, and modules that it imported besides
-    those that its parent had."""
+    those that its parent had; None where these went by variables that were set before."""
 
     metrics: dict[str, float] | None
     seconds: dict[str, float]
-    imported: tuple[str, ...] = ()
+    imported: tuple[str, ...] | None = ()
 
 
 def understand(said: bytes | None, ending: Ending, starved: Callable[[], bool]) -> Result:
@@ -141,9 +141,11 @@ def _result(said: dict[str, Any]) -> Result:
         seconds = check_metrics(said.get("seconds", {}))
     except ValueError as error:
         raise RunFailed("bad_output", str(error), "mend the code and tag a new release") from error
-    return Result(found, seconds, _modules(said.get("imported")))
+    return Result(found, seconds, _modules(said.get("imported", [])))
 
 
-def _modules(value: object) -> tuple[str, ...]:
+def _modules(value: object) -> tuple[str, ...] | None:
+    if value is None:
+        return None
     named = value if isinstance(value, list) and len(value) <= MAX_MODULES else []
     return tuple(name for name in named if isinstance(name, str) and len(name) <= 200 and _MODULE.fullmatch(name))

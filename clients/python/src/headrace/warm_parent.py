@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO
 
@@ -21,6 +21,7 @@ from headrace.warded import Confined, Warded
 
 _ANSWER_S = 30.0
 _MOST_BYTES = 1_000_000
+LANGUAGE = "C.UTF-8"
 _ROOM_BYTES = 4096
 
 
@@ -54,17 +55,19 @@ class WarmParent:
         """
         (place / "modules.json").write_text(json.dumps(list(modules)))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        with theirs, ExitStack() as undone:
+            undone.callback(ours.close)
             argv = [str(python), "-I", str(HARNESS), "--parent", str(theirs.fileno()), str(place / "modules.json")]
-            env = {**dict.fromkeys(single, "1"), "LANG": "C.UTF-8"}
+            env = {**dict.fromkeys(single, "1"), "LANG": LANGUAGE}
             room = {"HEADRACE_FORK": "x" * _ROOM_BYTES}
             log = place / "parent.log"
             process = Warded.start(
                 argv, log=log, env=env | room, cwd=Path("/"), confined=confined, pass_fds=[theirs.fileno()]
             )
-        parent = cls(process, ours)
-        ours.send(json.dumps({"variables": {**variables, **env}}).encode())
-        return parent
+            undone.callback(process.kill)
+            ours.send(json.dumps({"variables": {**variables, **env}}).encode())
+            undone.pop_all()
+        return cls(process, ours)
 
     @property
     def pid(self) -> int:
@@ -93,7 +96,10 @@ class WarmParent:
         log.touch(mode=0o600)
         options = {"--log": str(log), "--cwd": str(cwd)} | ({"--cpus": ",".join(map(str, cpus))} if cpus else {})
         asked = json.dumps({"job": str(job), "options": options, "variables": dict(env)}).encode()
-        return Warded.of(self._ask(asked), log)
+        try:
+            return Warded.of(self._ask(asked), log)
+        except (ValueError, KeyError) as error:  # closed meanwhile, or it could not fork
+            raise OSError(f"a warm parent has not forked: {error}") from error
 
     def _ask(self, asked: bytes) -> _Fork:
         commands, statuses = os.pipe(), os.pipe()
