@@ -20,8 +20,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
+from headrace.job import LANGUAGE
 from headrace.warded import Confined
-from headrace.warm_parent import LANGUAGE, Unfit, WarmParent
+from headrace.warm_parent import Unfit, WarmParent
 
 from services.trainer.disk import Disk
 from services.trainer.limits import machine_memory, resident_bytes

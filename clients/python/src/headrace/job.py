@@ -12,6 +12,7 @@ from typing import Any
 
 HARNESS = Path(__file__).with_name("harness.py")
 LOADER = Path(__file__).with_name("loader.py")
+LANGUAGE = "C.UTF-8"  # of every child: what it prints is UTF-8
 ENTRIES = ("train", "command", "evaluate", "evaluate_command", "export", "predict", "load")
 """The keys of [tool.headrace] that the harness goes by."""
 
@@ -97,7 +98,7 @@ def variables(python: Path, run: str, scratch: Path) -> dict[str, str]:
         "PATH": f"{python.parent}:/usr/local/bin:/usr/bin:/bin",
         "HOME": str(home),
         "TMPDIR": str(home),
-        "LANG": "C.UTF-8",
+        "LANG": LANGUAGE,
         "PYTHONUNBUFFERED": "1",
         "HEADRACE_RUN_ID": run,
     }

@@ -16,12 +16,11 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO
 
-from headrace.job import HARNESS
+from headrace.job import HARNESS, LANGUAGE
 from headrace.warded import Confined, Warded
 
 _ANSWER_S = 30.0
 _MOST_BYTES = 1_000_000
-LANGUAGE = "C.UTF-8"
 _ROOM_BYTES = 4096
 
 
